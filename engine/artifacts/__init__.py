@@ -1,0 +1,1 @@
+"""What a run leaves behind: checkpoints it can resume from, and exports that load elsewhere."""

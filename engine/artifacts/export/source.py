@@ -1,0 +1,128 @@
+"""What there is to export: a run's settings, the weights of one of its checkpoints, and what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engine.artifacts.manifest import Manifest, list_checkpoints, newest_checkpoint, step_folder, verify
+from engine.events import SamplesDrawn, Started, parse_event
+from engine.models import model_folder
+from engine.settings import RunSettings, read_settings
+
+
+class ExportError(ValueError):
+    """An export that cannot be made, in a sentence for a person."""
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """One checkpoint of a run.
+
+    Attributes:
+        run: the run's folder.
+        settings: the run's settings.
+        manifest: the checkpoint's manifest.
+        weights: the trained tensors, by the names the checkpoint gives them; the averaged ones where there are any.
+        averaged: whether `weights` are the running average.
+        base: the pipeline folder of the model that was tuned.
+        samples: what the gallery shows, step by step.
+        device: what the run was made on, as it said at its start ("" if it did not).
+    """
+
+    run: Path
+    settings: RunSettings
+    manifest: Manifest
+    weights: dict[str, Tensor]
+    averaged: bool
+    base: Path
+    samples: tuple[SamplesDrawn, ...]
+    device: str
+
+    @property
+    def step(self) -> int:
+        """Finished iterations at the checkpoint."""
+        return self.manifest.step
+
+    @property
+    def base_name(self) -> str:
+        """The base model's name, without the folders it lies in."""
+        folder = self.settings.model.folder
+        return Path(folder).name if folder else f"palate-{self.settings.model.name}"
+
+    @property
+    def base_path(self) -> str:
+        """Where a reader finds the base pipeline: beside the files, or in a checkout of Palate."""
+        return self.base_name if self.settings.model.folder else "engine/builtin/weights"
+
+    def public_settings(self) -> RunSettings:
+        """The settings without the folders of the machine that they were used on."""
+        model, prompts = self.settings.model, self.settings.prompts
+        return self.settings.model_copy(
+            update={
+                "model": model.model_copy(update={"folder": _name(model.folder)}),
+                "prompts": prompts.model_copy(
+                    update={"file": _name(prompts.file), "evaluation_file": _name(prompts.evaluation_file)}
+                ),
+            }
+        )
+
+    def samples_at(self, step: int) -> SamplesDrawn | None:
+        """What was drawn after `step` iterations, if anything was."""
+        return next((drawn for drawn in self.samples if drawn.step == step), None)
+
+
+def read_source(run: Path, step: int | None) -> ExportSource:
+    """The checkpoint of `step`, or the newest that is whole, of the run in a folder.
+
+    Raises ExportError if there is none, CheckpointError if that one is damaged, SettingsError if the run's settings
+    cannot be read.
+    """
+    settings = read_settings(run / "settings.yaml")
+    checkpoint = _choose(run, step)
+    manifest = verify(checkpoint)
+    averaged = "ema.safetensors" in manifest.files
+    trained = "adapter.safetensors" if settings.tuning.method == "lora" else "transformer.safetensors"
+    name = "ema.safetensors" if averaged else trained
+    if name not in manifest.files:
+        raise ExportError(f"The checkpoint of step {manifest.step} holds no {name}; export another step.")
+    weights = load_file(checkpoint / name)
+    samples, device = _read_events(run / "events.jsonl")
+    return ExportSource(run, settings, manifest, weights, averaged, model_folder(settings.model), samples, device)
+
+
+def _choose(run: Path, step: int | None) -> Path:
+    root = run / "checkpoints"
+    steps = [number for number, _ in list_checkpoints(root)]
+    if step is None:
+        newest = newest_checkpoint(root)
+        if newest is None:
+            raise ExportError(f"{run} has no checkpoint to export yet; let the run reach its first checkpoint.")
+        return newest
+    if step not in steps:
+        there = f"there are checkpoints of the steps {', '.join(map(str, steps))}" if steps else "there are none yet"
+        raise ExportError(f"{run} has no checkpoint of step {step}; {there}.")
+    return step_folder(root, step)
+
+
+def _read_events(path: Path) -> tuple[tuple[SamplesDrawn, ...], str]:
+    """The evaluations in an event file, and the device; a line that is still being written ends it."""
+    samples: list[SamplesDrawn] = []
+    device = ""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            event = parse_event(line)
+        except ValueError:
+            break
+        if isinstance(event, SamplesDrawn):
+            samples.append(event)
+        elif isinstance(event, Started):
+            device = event.device
+    return tuple(samples), device
+
+
+def _name(path: str | None) -> str | None:
+    return Path(path).name if path else None

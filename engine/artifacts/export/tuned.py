@@ -1,0 +1,38 @@
+"""The engine's own model with a checkpoint's weights: what every export must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.artifacts.export.source import ExportSource
+from engine.evaluation import draw
+from engine.models import TextToImage, load_model
+from engine.sampling.rollout import Velocity
+from engine.tuning import make_trainable
+
+
+def tuned_model(source: ExportSource) -> TextToImage:
+    """The run's model with the checkpoint's weights, in float32 on the CPU."""
+    model = load_model(source.settings.model)
+    make_trainable(model, source.settings.tuning, source.settings.seed, keep_base=False).load(source.weights)
+    return model
+
+
+@torch.no_grad()
+def draw_as_in_training(source: ExportSource, prompts: Sequence[str]) -> np.ndarray:
+    """uint8 images (N, H, W, 3) of prompts, drawn as the engine draws the first tiles of its gallery."""
+    model = tuned_model(source)
+
+    def velocity_of(of: Sequence[str], guidance_scale: float) -> Velocity:
+        embeddings = model.encode(of)
+
+        def velocity(latents: Tensor, sigma: float, rows: Tensor) -> Tensor:
+            return model.velocity(latents, sigma, embeddings, rows, guidance_scale)
+
+        return velocity
+
+    return draw(model, velocity_of, prompts, source.settings.evaluation, len(prompts))

@@ -1,0 +1,91 @@
+"""Fixed-seed samples of held-out prompts: what the gallery shows.
+
+Drawn as the model's plain diffusers pipeline draws them (its own σ grid, Euler steps, noise from one CPU generator an
+image), so that anyone can repeat a tile with the exported weights, its prompt and its seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from engine.events import SampleImage, SamplesDrawn
+from engine.models import TextToImage
+from engine.rewards import Reward, score_all
+from engine.sampling.rollout import Velocity, sample_ode
+from engine.settings import EvaluationSettings, RewardName
+
+VelocityOf = Callable[[Sequence[str], float], Velocity]
+
+
+def draw(
+    model: TextToImage,
+    velocity_of: VelocityOf,
+    prompts: Sequence[str],
+    evaluation: EvaluationSettings,
+    micro_batch: int,
+) -> np.ndarray:
+    """uint8 images (N, H, W, 3); image i follows prompt i from seed `evaluation.seed` + i."""
+    noise = torch.cat([model.noise(torch.Generator().manual_seed(evaluation.seed + i), 1) for i in range(len(prompts))])
+    rows = torch.arange(len(prompts), device=noise.device)
+    sigmas = tuple(model.sigmas(evaluation.num_steps).tolist())
+    velocity = velocity_of(prompts, evaluation.guidance_scale)
+    return model.decode(sample_ode(velocity, noise, rows, sigmas, micro_batch=micro_batch))
+
+
+def save_images(images: np.ndarray, folder: Path) -> list[Path]:
+    """Write NNN.png files; a reader never sees a half-written one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{index:03d}.png" for index in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        temporary = path.with_suffix(".tmp")
+        Image.fromarray(image).save(temporary, format="PNG")
+        temporary.replace(path)
+    return paths
+
+
+def evaluate(
+    model: TextToImage,
+    velocity_of: VelocityOf,
+    rewards: Mapping[RewardName, Reward],
+    prompts: Sequence[str],
+    evaluation: EvaluationSettings,
+    *,
+    step: int,
+    out: Path,
+    micro_batch: int,
+) -> SamplesDrawn:
+    """Draw, save and score the held-out prompts."""
+    begun = time.perf_counter()
+    images = draw(model, velocity_of, prompts, evaluation, micro_batch)
+    scored = score_all(rewards, images, prompts)
+    paths = save_images(images, out / "samples" / f"step-{step:06d}")
+    samples = tuple(
+        SampleImage(
+            index=i,
+            prompt=prompt,
+            seed=evaluation.seed + i,
+            path=path.relative_to(out).as_posix(),
+            rewards={name: float(values[i]) for name, values in scored.values.items() if np.isfinite(values[i])},
+        )
+        for i, (prompt, path) in enumerate(zip(prompts, paths, strict=True))
+    )
+    return SamplesDrawn(
+        time=time.time(),
+        step=step,
+        images=samples,
+        rewards=_means(scored.values),
+        metrics=_means(scored.extras),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each column over its finite values; a column without any is left out."""
+    finite = {name: values[np.isfinite(values)] for name, values in columns.items()}
+    return {name: float(values.mean()) for name, values in finite.items() if len(values)}

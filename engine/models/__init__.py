@@ -1,0 +1,35 @@
+"""Text-to-image models the engine can tune: one diffusers adapter a file.
+
+To add one: a file here with a class that fits `TextToImage`, a line in `MODELS`, a name in `ModelName`
+(engine/settings.py) and its facts in `MODEL_INFO` (engine/catalogue.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.builtin import WEIGHTS
+from engine.models.base import PromptEmbeddings, TextToImage
+from engine.models.stable_diffusion_3 import StableDiffusion3
+from engine.settings import ModelName, ModelSettings
+
+__all__ = ["MODELS", "PromptEmbeddings", "TextToImage", "load_model", "model_folder"]
+
+MODELS: dict[ModelName, Callable[[Path], TextToImage]] = {"builtin": StableDiffusion3}
+_OWN_WEIGHTS: dict[ModelName, Path] = {"builtin": WEIGHTS}
+
+
+def model_folder(model: ModelSettings) -> Path:
+    """The pipeline folder the settings name. Raises ValueError, saying what to change, if it is no pipeline folder."""
+    folder = Path(model.folder) if model.folder else _OWN_WEIGHTS[model.name]
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"{folder} is not a diffusers pipeline folder (it has no model_index.json); check model.folder."
+        )
+    return folder
+
+
+def load_model(model: ModelSettings) -> TextToImage:
+    """The model the settings name, in float32 on the CPU. Raises ValueError if its folder is not one."""
+    return MODELS[model.name](model_folder(model))

@@ -1,0 +1,103 @@
+"""Stable Diffusion 3 family (SD3, SD3.5 and the built-in model), on diffusers' own pipeline.
+
+Deviation from the pipeline's arithmetic: zero padding in T5's place is computed as one counted token
+(engine/models/padding.py), equal up to rounding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor, nn
+
+from engine.models.base import PromptEmbeddings
+from engine.models.padding import count_padding, shorten_padding
+
+
+class StableDiffusion3:
+    """Adapter of a StableDiffusion3Pipeline folder.
+
+    Args:
+        folder: a pipeline folder as `save_pretrained` writes it.
+    """
+
+    lora_targets: Sequence[str] = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+        "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+    )  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        self.pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, **_absent_parts(folder)
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.transformer: Any = self.pipeline.transformer
+        self.device = torch.device("cpu")
+        for part in self.pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+
+    def to(self, device: torch.device) -> None:
+        """Move every part to a device."""
+        self.pipeline.to(device)
+        self.device = device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embeddings of P prompts, their zero padding cut to one counted token."""
+        tokens, empty_tokens, pooled, empty_pooled = self.pipeline.encode_prompt(
+            list(prompts), None, None, device=self.device, negative_prompt=""
+        )
+        both, count = shorten_padding(torch.cat([empty_tokens[:1], tokens]))
+        if count > 1:
+            count_padding(self.transformer, count)
+        return PromptEmbeddings(both[1:], pooled, both[:1], empty_pooled[:1])
+
+    def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
+        """Standard normal latents (N, C, h, w); the first equals what the pipeline draws from the same seed."""
+        config = self.transformer.config
+        shape = (num_images, config.in_channels, config.sample_size, config.sample_size)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The scheduler's own grid (T+1,), as a plain pipeline call with num_inference_steps = T uses it."""
+        self.pipeline.scheduler.set_timesteps(num_steps)
+        return self.pipeline.scheduler.sigmas.double().cpu()
+
+    def velocity(
+        self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
+    ) -> Tensor:
+        """Velocity (B, C, h, w) at one σ, with classifier-free guidance where guidance_scale > 1."""
+        if guidance_scale <= 1:
+            return self._predict(latents, sigma, embeddings.tokens[rows], embeddings.pooled[rows])
+        batch = len(latents)
+        tokens = torch.cat([embeddings.empty_tokens.expand(batch, -1, -1), embeddings.tokens[rows]])
+        pooled = torch.cat([embeddings.empty_pooled.expand(batch, -1), embeddings.pooled[rows]])
+        empty, full = self._predict(torch.cat([latents, latents]), sigma, tokens, pooled).chunk(2)
+        return empty + guidance_scale * (full - empty)
+
+    def _predict(self, latents: Tensor, sigma: float, tokens: Tensor, pooled: Tensor) -> Tensor:
+        # The pipeline's timestep is float32(σ)·1000, never truncated to an integer.
+        time = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device) * 1000
+        return self.transformer(latents, tokens, pooled, time, return_dict=False)[0].float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """uint8 images (N, H, W, 3)."""
+        vae = self.pipeline.vae
+        images = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        scaled = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+        return (scaled * 255).round().astype(np.uint8)
+
+
+def _absent_parts(folder: Path) -> dict[str, None]:
+    """What diffusers must be told is missing on purpose: SD3 is often saved without its T5 encoder."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return {part: None for part in ("text_encoder_3", "tokenizer_3") if not (index.get(part) or [None])[0]}

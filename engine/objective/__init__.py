@@ -1,0 +1,1 @@
+"""What the model is trained on: group advantages and the clipped policy-gradient objective."""

@@ -1,0 +1,240 @@
+"""The engine as a process of its own: it writes its events to the run's folder, and ends with its parent.
+
+`python -m engine.process train --settings FILE --out DIR [--resume | --resume-from CHECKPOINT …]`
+`python -m engine.process export --run DIR --format NAME --out FILE [--checkpoint STEP]`
+
+Exit codes: 0 done or stopped with a checkpoint; 2 a mistake the creator can mend, with a sentence; 1 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from engine.artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint
+from engine.artifacts.export import export_run
+from engine.events import CheckpointSaved, Event, Finished, Message, SamplesDrawn, parse_event
+from engine.settings import RunSettings, read_settings
+from engine.train import train
+from engine.versions import versions
+
+MISTAKE, FAULT = 2, 1
+_PR_SET_PDEATHSIG = 1
+
+
+class EventLog:
+    """`events.jsonl` of a run's folder: appended to, a line an event, and remembered for the result."""
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        """Keep what an earlier process wrote up to `keep_until` finished iterations; drop the rest."""
+        self.kept = _events_up_to(path, keep_until)
+        text = "".join(event.model_dump_json() + "\n" for event in self.kept)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+        self.samples = [event for event in self.kept if isinstance(event, SamplesDrawn)]
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, event: Event) -> None:
+        """Append one event, at once visible to readers."""
+        if isinstance(event, SamplesDrawn):
+            self.samples.append(event)
+        self._file.write(event.model_dump_json() + "\n")
+        self._file.flush()
+        if isinstance(event, CheckpointSaved | Finished):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _events_up_to(path: Path, step: int) -> list[Event]:
+    """The events of an earlier process that still hold: none past `step`, no ending, no half-written line."""
+    if step == 0 or not path.exists():
+        return []
+    kept: list[Event] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = parse_event(line)
+        except ValueError:
+            break
+        if isinstance(event, Finished) or (not isinstance(event, Message) and event.step > step):
+            continue
+        kept.append(event)
+    return kept
+
+
+def run_training(arguments: argparse.Namespace) -> int:
+    """Train; returns the exit code."""
+    out = Path(arguments.out)
+    stop = _StopFlag()
+    try:
+        settings = read_settings(Path(arguments.settings))
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint = _find_checkpoint(arguments, out, settings)
+        _refuse_to_overwrite(arguments, out)
+        (out / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
+        log = EventLog(out / "events.jsonl", checkpoint.step if checkpoint else 0)
+    except (ValueError, OSError) as error:
+        return _report_mistake(error, None)
+    begun = time.perf_counter()
+    try:
+        finished = train(settings, out, log, checkpoint=checkpoint, should_stop=stop)
+        _write_result(out, settings, log, finished, time.perf_counter() - begun)
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        return _report_mistake(error, log)
+    finally:
+        log.close()
+    return 0
+
+
+def _find_checkpoint(arguments: argparse.Namespace, out: Path, settings: RunSettings) -> Checkpoint | None:
+    """The newest usable checkpoint among those named, or the folder's own with --resume; None to start anew."""
+    candidates = [Path(candidate) for candidate in arguments.resume_from]
+    if not candidates and arguments.resume:
+        newest = newest_checkpoint(out / "checkpoints")
+        candidates = [newest] if newest else []
+    for candidate in candidates:
+        try:
+            checkpoint = load_checkpoint(candidate)
+        except CheckpointError as error:
+            print(f"Passed over a checkpoint: {error}", file=sys.stderr)
+            continue
+        _check_same_run(read_settings(candidate / "settings.yaml"), settings)
+        return checkpoint
+    return None
+
+
+def _check_same_run(earlier: RunSettings, settings: RunSettings) -> None:
+    """Raise ValueError if a run cannot go on under these settings: only its length and reporting may change."""
+    before, after = _what_must_stay(earlier), _what_must_stay(settings)
+    changed = sorted(section for section in before if before[section] != after[section])
+    if changed:
+        raise ValueError(
+            f"The checkpoint was made with other settings ({', '.join(changed)}), so the run cannot go on from it; "
+            "resume with the settings.yaml of the run's folder, or choose a new --out folder to start anew."
+        )
+
+
+def _what_must_stay(settings: RunSettings) -> dict[str, Any]:
+    free_to_change = {"iterations", "evaluation", "checkpoints", "compute", "prompts"}
+    return settings.model_dump(mode="json", exclude=free_to_change)
+
+
+def _refuse_to_overwrite(arguments: argparse.Namespace, out: Path) -> None:
+    if (out / "events.jsonl").exists() and not arguments.resume and not arguments.resume_from:
+        raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out folder.")
+
+
+def _write_result(out: Path, settings: RunSettings, log: EventLog, finished: Finished, seconds: float) -> None:
+    """`result.json`: how it ended, first and last held-out scores, and what is needed to repeat it."""
+    first, last = (log.samples[0], log.samples[-1]) if log.samples else (None, None)
+    result = {
+        "outcome": finished.outcome,
+        "step": finished.step,
+        "iterations": settings.iterations,
+        "seconds": round(seconds, 3),
+        "settings_digest": settings.digest(),
+        "seed": settings.seed,
+        "versions": versions(),
+        "held_out": {
+            "first": {"step": first.step, **first.rewards, **first.metrics} if first else None,
+            "last": {"step": last.step, **last.rewards, **last.metrics} if last else None,
+        },
+    }
+    temporary = out / "result.tmp"
+    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(out / "result.json")
+
+
+def _report_mistake(error: Exception, log: EventLog | None) -> int:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = error.filename or "a file of the run"
+        text = f"{error.strerror}: {where}. Free some space or check permissions, then resume."
+    print(text, file=sys.stderr)
+    if log is not None:
+        with suppress(OSError):  # on a full disk stderr alone has said it
+            log(Message(time=time.time(), level="error", text=text))
+    return MISTAKE
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Export; prints the report."""
+    try:
+        report = export_run(Path(arguments.run), arguments.format, Path(arguments.out), arguments.checkpoint)
+    except (ValueError, OSError) as error:
+        return _report_mistake(error, None)
+    print(report.text)
+    return 0
+
+
+class _StopFlag:
+    """True once SIGTERM or SIGINT has come."""
+
+    def __init__(self) -> None:
+        self._stop = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self._stop = True
+
+    def __call__(self) -> bool:
+        return self._stop
+
+
+def end_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, so that no orphan trains on."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(FAULT)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m engine.process")
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train")
+    training.add_argument("--settings", required=True)
+    training.add_argument("--out", required=True)
+    training.add_argument("--resume", action="store_true")
+    training.add_argument("--resume-from", action="append", default=[], metavar="CHECKPOINT")
+    exporting = commands.add_parser("export")
+    exporting.add_argument("--run", required=True)
+    exporting.add_argument("--format", required=True)
+    exporting.add_argument("--out", required=True)
+    exporting.add_argument("--checkpoint", type=int, metavar="STEP")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = parse_arguments(argv)
+    end_with_parent()
+    try:
+        return run_training(arguments) if arguments.command == "train" else run_export(arguments)
+    except (RuntimeError, OSError, AssertionError):
+        traceback.print_exc()
+        return FAULT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How training and evaluation images are drawn: time grid, transition kernels, solvers, window, and the loop."""

@@ -1,0 +1,108 @@
+"""What is trained: a LoRA adapter (peft) or all weights; and their running average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from engine.models import TextToImage
+from engine.seeds import derived_seed
+from engine.settings import TuningSettings
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """The trained weights by name, and the frozen base to compare with.
+
+    Attributes:
+        parameters: float32 parameters; LoRA names as peft's state dict has them (`….to_q.lora_A.weight`).
+        base: the untuned weights of a full fine-tune, by the same names; empty for LoRA, whose adapter can be left out.
+    """
+
+    transformer: Any
+    parameters: dict[str, nn.Parameter]
+    base: dict[str, Tensor]
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the weights, on the CPU."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Set the weights. Raises ValueError if the names differ."""
+        if state.keys() != self.parameters.keys():
+            different = sorted(state.keys() ^ self.parameters.keys())
+            raise ValueError(
+                f"These weights are not this run's: {len(different)} names differ, such as {different[0]}."
+            )
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])
+
+    @contextmanager
+    def replaced_by(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """The weights are `state` inside the block, and themselves again after it."""
+        own = self.state()
+        self.load(state)
+        try:
+            yield
+        finally:
+            self.load(own)
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """The transformer is the base model inside the block."""
+        if self.base:
+            with self.replaced_by(self.base):
+                yield
+            return
+        self.transformer.disable_adapters()
+        try:
+            yield
+        finally:
+            self.transformer.enable_adapters()
+
+
+def make_trainable(model: TextToImage, tuning: TuningSettings, seed: int, keep_base: bool) -> Trainable:
+    """Prepare a model for training. LoRA starts as the identity (B = 0), drawn from the run's seed."""
+    transformer: Any = model.transformer
+    if tuning.method == "lora":
+        config = LoraConfig(
+            r=tuning.rank,
+            lora_alpha=tuning.alpha,
+            target_modules=list(model.lora_targets),
+            init_lora_weights="gaussian",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "adapter"))
+            transformer.add_adapter(config)
+    else:
+        transformer.requires_grad_(True)
+    if tuning.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    parameters = {
+        name.replace(".default.", "."): parameter
+        for name, parameter in transformer.named_parameters()
+        if parameter.requires_grad
+    }
+    base = {name: p.detach().clone() for name, p in parameters.items()} if tuning.method == "full" and keep_base else {}
+    return Trainable(transformer, parameters, base)
+
+
+class RunningAverage:
+    """Exponential moving average of the trained weights: average ← d·average + (1−d)·weights, after every update."""
+
+    def __init__(self, state: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.average = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, Tensor]) -> None:
+        """Move the average towards the weights."""
+        for name, average in self.average.items():
+            average.lerp_(parameters[name].detach().to(average.device), 1 - self.decay)
