@@ -1,0 +1,1 @@
+"""Workers: a doorbell (Celery), a claim in the database, one engine process at a time, and its words written down."""
