@@ -1,0 +1,192 @@
+"""Form fields drawn from RunSettings: bounds, choices and help come from the pydantic fields themselves.
+
+`describe` is pure; `draw` turns a description into the Streamlit widget that suits it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import streamlit as st
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from engine.catalogue import REWARD_INFO
+from engine.settings import RunSettings
+
+Kind = Literal["integer", "number", "choice", "switch", "text"]
+
+
+@dataclass(frozen=True)
+class MainSetting:
+    """A setting that is shown before the advanced door: its place in RunSettings, and words for it."""
+
+    path: str
+    label: str
+
+
+MAIN_SETTINGS: tuple[MainSetting, ...] = (
+    MainSetting("iterations", "Iterations"),
+    MainSetting("grpo.prompts_per_iteration", "Prompts an iteration"),
+    MainSetting("grpo.group_size", "Images a prompt"),
+    MainSetting("sampling.num_steps", "Denoising steps"),
+    MainSetting("window.size", "Window (stochastic steps)"),
+    MainSetting("optimiser.learning_rate", "Learning rate"),
+    MainSetting("tuning.rank", "LoRA rank"),
+    MainSetting("evaluation.every", "Iterations between samples"),
+    MainSetting("seed", "Seed"),
+)
+
+
+@dataclass(frozen=True)
+class FieldShape:
+    """What a widget must know of one setting. Bounds are inclusive; None is no bound."""
+
+    kind: Kind
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    options: tuple[Any, ...] = ()
+
+
+def describe(path: str, model: type[BaseModel] = RunSettings) -> FieldShape:
+    """The shape of the setting at a dotted path. Raises KeyError if there is none."""
+    name, _, rest = path.partition(".")
+    field = model.model_fields[name]
+    if rest:
+        section = field.annotation
+        assert isinstance(section, type) and issubclass(section, BaseModel)
+        return describe(rest, section)
+    return _shape(field)
+
+
+def _shape(field: FieldInfo) -> FieldShape:
+    text = field.description or ""
+    annotation, metadata = field.annotation, list(field.metadata)
+    if get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        metadata += [item for extra in more for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
+    if get_origin(annotation) is Literal:
+        return FieldShape("choice", text, options=get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return FieldShape("text", text)
+    if annotation is bool:
+        return FieldShape("switch", text)
+    if annotation in (int, float):
+        integer = annotation is int
+        return FieldShape("integer" if integer else "number", text, *_bounds(metadata, integer))
+    return FieldShape("text", text)
+
+
+def _bounds(metadata: Sequence[object], integer: bool) -> tuple[float | None, float | None]:
+    """Inclusive bounds; an exclusive bound of an integer moves by one, that of a float is left to validation."""
+    low: float | None = None
+    high: float | None = None
+    for item in metadata:
+        for name, value in ((name, getattr(item, name, None)) for name in ("ge", "gt", "le", "lt")):
+            if value is None:
+                continue
+            inclusive = name in ("ge", "le") or not integer
+            if name in ("ge", "gt"):
+                low = value if inclusive else value + 1
+            else:
+                high = value if inclusive else value - 1
+    return low, high
+
+
+def value_at(settings: RunSettings, path: str) -> Any:
+    """The value at a dotted path."""
+    value: Any = settings
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def with_values(settings: RunSettings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as plain data with some dotted paths replaced; not validated yet."""
+    data: dict[str, Any] = settings.model_dump(mode="json")
+    for path, value in values.items():
+        *sections, name = path.split(".")
+        place = data
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    return data
+
+
+def draw(setting: MainSetting, default: Any, key: str) -> Any:
+    """The widget for a setting, bound to the page's address so that a reload keeps it; returns its value."""
+    shape = describe(setting.path)
+    match shape.kind:
+        case "integer":
+            low = None if shape.minimum is None else int(shape.minimum)
+            high = None if shape.maximum is None else int(shape.maximum)
+            return st.number_input(setting.label, low, high, int(default), 1, help=shape.help, key=key,
+                                   bind="query-params")
+        case "number":
+            # Ten steps a decade: a learning rate of 1e-4 moves by 1e-5.
+            step = float(f"{abs(default) or 1.0:.0e}") / 10
+            return st.number_input(setting.label, shape.minimum, shape.maximum, float(default), step,
+                                   format="%.1e" if abs(default) < 0.01 else "%.3g", help=shape.help, key=key,
+                                   bind="query-params")
+        case "choice":
+            return st.selectbox(setting.label, shape.options, shape.options.index(default), help=shape.help, key=key,
+                                bind="query-params")
+        case "switch":
+            return st.toggle(setting.label, bool(default), help=shape.help, key=key, bind="query-params")
+    return st.text_input(setting.label, str(default), help=shape.help, key=key, bind="query-params")
+
+
+def place_of(name: str, options: Sequence[str]) -> int:
+    """The place of the option that the page's address gives for `name`; the first, where it gives none.
+
+    Streamlit's own binding writes an option's label into the address; names and ids of ours survive a new label.
+    """
+    wanted = st.query_params.get(name)
+    return options.index(wanted) if wanted in options else 0
+
+
+def keep_in_address(name: str, key: str) -> None:
+    """Callback of a choice with the widget key `key`: the page's address says from now on what was chosen."""
+    st.query_params[name] = st.session_state[key]
+
+
+def draw_rewards(settings: RunSettings, key: str) -> list[dict[str, Any]]:
+    """A switch and a weight for every reward of the catalogue; returns those that are on, as settings."""
+    given = {reward.name: reward.weight for reward in settings.rewards}
+    chosen: list[dict[str, Any]] = []
+    for name, info in REWARD_INFO.items():
+        switch, weight, about = st.columns([2.2, 1.6, 6], vertical_alignment="center")
+        with switch:
+            on = st.toggle(info.title, name in given, key=f"{key}-{name}", bind="query-params")
+        with weight:
+            value = st.number_input(
+                f"Weight of {info.title}", 0.0, None, float(given.get(name, 1.0)), 0.1, format="%.2f", disabled=not on,
+                key=f"{key}-{name}-weight", label_visibility="collapsed", bind="query-params",
+                help="Its share in the mix; 0 = measured, not trained on.",
+            )
+        with about:
+            low, high = info.range
+            cost = f"about {info.milliseconds_an_image:g} ms an image"
+            st.caption(f"{info.help} Scores from {low:g} to {high:g}; {cost}.".replace("-", "−"))
+        if on:
+            chosen.append({"name": name, "weight": value})
+    # A form left as it is gives the settings it started from, order and all.
+    order = [*given, *(name for name in REWARD_INFO if name not in given)]
+    return sorted(chosen, key=lambda reward: order.index(reward["name"]))
+
+
+def estimate(settings: RunSettings) -> str:
+    """How much work the settings ask for, in a sentence."""
+    images = settings.grpo.prompts_per_iteration * settings.grpo.group_size
+    scoring = images * sum(REWARD_INFO[reward.name].milliseconds_an_image for reward in settings.rewards) / 1000
+    evaluations = settings.iterations // settings.evaluation.every + 1
+    held_out = evaluations * settings.evaluation.num_prompts
+    return (
+        f"{images:,} images an iteration ({settings.grpo.prompts_per_iteration} prompts × {settings.grpo.group_size}), "
+        f"{images * settings.iterations:,} in all; {settings.grpo.updates_per_iteration} updates an iteration; "
+        f"scoring about {scoring:.1f} s an iteration; {held_out:,} held-out images over {evaluations:,} samplings."
+    )

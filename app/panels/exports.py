@@ -1,0 +1,68 @@
+"""Taking a run home: ask for an export of a checkpoint, and download what is done."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import words
+from app.connection import config, database
+from app.file_routes import export_address
+from engine.catalogue import EXPORT_INFO
+from store.results import ExportRow, checkpoints_of, exports_of
+from store.runs import RunDetail, request_export
+from workers.queue import ring
+
+
+def draw_exports(run: RunDetail) -> None:
+    """Draw the form and the list."""
+    with database().read() as session:
+        checkpoints, exports = checkpoints_of(session, run.id), exports_of(session, run.id)
+    if not checkpoints:
+        st.info(f"The first checkpoint comes at step {run.settings.checkpoints.every}; then it can be exported here.",
+                icon=":material/save:")
+    else:
+        step, form, button = st.columns([2, 3, 2], vertical_alignment="bottom")
+        # No "2 min ago" in the labels: a choice whose label changes is lost at the next refresh.
+        labels = {row.step: f"Step {row.step:,} · {words.size(row.num_bytes)}" for row in checkpoints}
+        chosen = step.selectbox("Checkpoint", list(labels), key="export-step",
+                                format_func=lambda value: labels.get(value, str(value)))
+        name = form.selectbox("Format", list(EXPORT_INFO), key="export-format", format_func=format_title)
+        st.caption(EXPORT_INFO[name].help)
+        button.button("Export", icon=":material/upgrade:", type="primary", width="stretch", on_click=_request,
+                      args=(run.id, chosen, name))
+    for export in exports:
+        _draw_export(export)
+
+
+def format_title(name: str) -> str:
+    """A format's title; its name, for one that is no longer offered."""
+    return EXPORT_INFO[name].title if name in EXPORT_INFO else name
+
+
+def _request(run_id: str, step: int, form: str) -> None:
+    try:
+        with database().write() as session:
+            job_id = request_export(session, run_id, step=step, format=form).job_id
+    except ValueError as error:  # the checkpoint was replaced by newer ones meanwhile
+        st.toast(str(error))
+        return
+    ring(config(), job_id)
+
+
+def _draw_export(export: ExportRow) -> None:
+    with st.container(border=True):
+        about, action = st.columns([5, 2], vertical_alignment="center")
+        about.markdown(f"**Step {export.step:,}** · {format_title(export.format)} · "
+                       f"{words.ago(export.created_at)}")
+        if export.report:
+            about.caption(export.report)
+        match export.state:
+            case "done" if export.path:
+                action.link_button(f"Download · {words.size(export.num_bytes or 0)}", export_address(export.id),
+                                   icon=":material/download:", width="stretch")
+            case "failed":
+                about.error(words.cause(export.error or ""), icon=":material/error:")
+            case "cancelled":
+                action.caption("Cancelled")
+            case _:
+                action.caption(":material/hourglass_empty: Being made …")
