@@ -1,0 +1,176 @@
+"""The `palate` command: mistakes are sentences with exit code 2, progress is words."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app import headless
+from app.cli import app
+from engine.events import Finished, IterationDone, PhaseSeconds, SampleImage, SamplesDrawn
+from engine.presets import PRESETS
+from engine.settings import from_yaml
+from tests.installations import fake_engine, small_settings
+
+runner = CliRunner()
+
+
+def test_presets_are_listed() -> None:
+    result = runner.invoke(app, ["presets"])
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_printed_preset_is_read_back(name: str) -> None:
+    result = runner.invoke(app, ["presets", name])
+    assert from_yaml(result.stdout) == PRESETS[name].make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["presets", "mixgrpoo"], "There is no preset named mixgrpoo"),
+        (["train", "nowhere.yaml", "--out", "run"], "nowhere.yaml cannot be read"),
+        (["export", "nowhere", "--out", "file"], "nowhere is not a folder"),
+        (["export", ".", "--out", "file", "--format", "jpeg"], "There is no export format named jpeg"),
+        (["up", "--host", "0.0.0.0"], "can be reached by others"),
+    ],
+)
+def test_mistakes(arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PALATE_HOST", "127.0.0.1")  # `up` sets it; this puts it back
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("iterations: 5\nrewads: []\n", "Unknown setting `rewads`"), ("iterations: [", "not valid YAML"),
+     ("rewards: [{name: vividness, weight: 0}]", "All reward weights are zero")],
+)
+def test_bad_settings(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    result = runner.invoke(app, ["train", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "run")])
+    assert (result.exit_code, (tmp_path / "run").exists()) == (2, False)
+    assert sentence in result.stderr
+
+
+def settings_file(tmp_path: Path) -> Path:
+    file = tmp_path / "settings.yaml"
+    file.write_text(small_settings(iterations=6).to_yaml())
+    return file
+
+
+def test_training_shows_its_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = headless.train(settings_file(tmp_path), tmp_path / "run", resume=False, iterations=6, engine=fake_engine())
+    out = capfd.readouterr().out
+    assert code == 0
+    assert "Training on fake, 6 iterations." in out
+    assert "6/6  composition" in out
+    assert "Step 3, held-out prompts: composition 0.00 → 0.14" in out
+    assert "Done: 6 iterations." in out
+
+
+def test_engine_that_crashes_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = fake_engine("--crash-at", "3")
+    code = headless.train(settings_file(tmp_path), tmp_path / "run", resume=False, iterations=6, engine=engine)
+    said = capfd.readouterr().err
+    assert code == 1
+    assert "RuntimeError: the fake engine crashed" in said
+    assert "the fake engine crashed" in (tmp_path / "run" / "engine.log").read_text()
+
+
+def test_engine_that_leaves_without_a_word_has_not_finished(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = fake_engine("--leave-at", "3")
+    assert headless.train(settings_file(tmp_path), tmp_path / "run", resume=False, iterations=6, engine=engine) == 1
+    assert "ended without finishing" in capfd.readouterr().err
+
+
+def test_engines_refusal_is_passed_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = fake_engine("--refuse", "The disk is too small.")
+    assert headless.train(settings_file(tmp_path), tmp_path / "run", resume=False, iterations=6, engine=engine) == 2
+    assert capfd.readouterr().err == "The disk is too small.\n"
+
+
+def test_interrupt_waits_for_the_checkpoint(tmp_path: Path) -> None:
+    """Ctrl-C in a terminal: `palate train` must hand it on once and outlive the engine."""
+    import signal
+    import subprocess
+
+    program = (
+        "import sys; from pathlib import Path; from app import headless; "
+        f"sys.exit(headless.train(Path(sys.argv[1]), Path(sys.argv[2]), resume=False, iterations=6, "
+        f"engine={fake_engine('--delay', '0.5')!r}))"
+    )
+    command = [sys.executable, "-c", program, str(settings_file(tmp_path)), str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    events = tmp_path / "run" / "events.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (events.exists() and '"iteration"' in events.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Stopped at step" in out
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_export_says_what_the_engine_says(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = headless.export(tmp_path, "diffusers", tmp_path / "lora.safetensors", 4, engine=fake_engine())
+    assert (code, capfd.readouterr().out) == (0, "Exported step 4 as diffusers.\n")
+    refused = headless.export(tmp_path, "x", tmp_path / "f", 4, engine=fake_engine("--refuse", "No such format."))
+    assert (refused, capfd.readouterr().err) == (2, "No such format.\n")
+
+
+def finished(step: int) -> str:
+    return Finished(time=1.0, step=step, outcome="completed").model_dump_json() + "\n"
+
+
+def test_tail_reads_whole_lines_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    tail = headless.EventTail(path)
+    assert list(tail.new_events()) == []
+    line = finished(1)
+    path.write_text(line + line[:10])
+    assert len(list(tail.new_events())) == 1
+    path.write_text(line + line)
+    assert len(list(tail.new_events())) == 1
+    assert list(tail.new_events()) == []
+
+
+def test_tail_skips_an_earlier_process_and_follows_a_replaced_file(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(finished(1) * 3)
+    tail = headless.EventTail(path)
+    assert list(tail.new_events()) == []
+    replacement = tmp_path / "new"
+    replacement.write_text(finished(2))
+    replacement.replace(path)
+    assert [event.step for event in tail.new_events() if isinstance(event, Finished)] == [2]
+
+
+def test_terminal_line_is_rewritten() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    progress = headless.Progress(10, stream)
+    progress.show(IterationDone(
+        time=1.0, step=4, rewards={"vividness": 0.93}, loss=0.0, grad_norm=0.0, ratio_drift=0.0, clipped_share=0.0,
+        window_start=0, seconds=PhaseSeconds(sample=1, decode=0, score=0, train=1), num_forwards=1,
+        num_trained_steps=1, eta_seconds=130,
+    ))
+    assert stream.getvalue() == "\r\x1b[2K4/10  vividness 0.93  2.0 s an iteration  2 min left"
+    image = SampleImage(index=0, prompt="p", seed=1, path="p.png", rewards={})
+    for step, value in ((0, 0.8), (5, 1.2)):
+        progress.show(SamplesDrawn(time=1.0, step=step, images=(image,), rewards={"vividness": value}, seconds=1.0))
+    assert stream.getvalue().endswith("Step 5, held-out prompts: vividness 0.80 → 1.20 (+50 %)\n")

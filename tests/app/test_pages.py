@@ -1,0 +1,190 @@
+"""Pages drawn without a browser: what they show, what their buttons do, what they say to mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine.prompt_files import MAX_HELD_OUT
+from store.prompt_sets import list_prompt_sets
+from store.results import exports_of
+from store.runs import get_run, list_runs
+from tests.app.conftest import Workbench
+
+MAIN = Path(__file__).parents[2] / "app" / "main.py"
+
+
+def open_page(page: str = "", **query: str) -> AppTest:
+    at = AppTest.from_file(str(MAIN), default_timeout=60).run()
+    if page:
+        at.switch_page(f"views/{page}.py")
+        for name, value in query.items():
+            at.query_params[name] = value
+        at.run()
+    assert not at.exception, at.exception
+    return at
+
+
+def text_of(at: AppTest) -> str:
+    """All words of a page."""
+    parts = [*at.markdown, *at.caption, *at.header, *at.subheader, *at.info, *at.error, *at.warning, *at.code]
+    return "\n".join(str(part.value) for part in parts) + "\n".join(str(part.value) for part in at.get("html"))
+
+
+def button(at: AppTest, label: str):
+    return next(found for found in at.button if found.label == label)
+
+
+def test_first_page_of_an_empty_workbench_says_what_to_do(empty_workbench: Workbench) -> None:
+    at = open_page()
+    assert "There are no runs yet" in at.info[0].value
+
+
+def test_runs_are_listed_with_state_and_gain(workbench: Workbench) -> None:
+    at = open_page()
+    words = text_of(at)
+    assert "5 runs, 2 active" in words
+    for badge in ("Waiting", "Training", "Cancelled", "Failed", "Finished"):
+        assert badge in words
+    assert "Vividness 0." in words and "→" in words
+
+
+def test_running_run(workbench: Workbench) -> None:
+    at = open_page("run", id=workbench.ids["running"])
+    assert at.header[0].value == "Demo: livelier colours, same scenes"
+    words = text_of(at)
+    assert "the base model → step 60" in words
+    assert "All correct" in words
+    assert button(at, "Stop").disabled is False
+    assert "num_steps:" in words  # the settings as YAML
+
+
+def test_stop_asks_the_worker(workbench: Workbench) -> None:
+    run_id = workbench.ids["running"]
+    at = open_page("run", id=run_id)
+    button(at, "Stop").click().run()
+    with workbench.database.read() as session:
+        run = get_run(session, run_id)
+    assert run is not None and run.cancel_requested
+    assert button(at, "Stop").disabled is True
+
+
+def test_failed_run_says_why_and_can_be_retried(workbench: Workbench) -> None:
+    run_id = workbench.ids["failed"]
+    at = open_page("run", id=run_id)
+    assert "ran out of memory" in at.error[0].value
+    assert "alloc_cpu.cpp" in text_of(at)
+    button(at, "Retry").click().run()
+    with workbench.database.read() as session:
+        run = get_run(session, run_id)
+    assert run is not None and run.state == "queued"
+
+
+def test_unknown_run(workbench: Workbench) -> None:
+    for query in ({"id": "0123456789ab"}, {"id": "' OR 1=1 --"}, {}):
+        assert open_page("run", **query).header[0].value == "No such run"
+
+
+def test_export_is_queued_and_a_done_one_is_offered(workbench: Workbench) -> None:
+    run_id = workbench.ids["done"]
+    at = open_page("run", id=run_id)
+    button(at, "Export").click().run()
+    with workbench.database.read() as session:
+        exports = exports_of(session, run_id)
+    assert sorted(export.state for export in exports) == ["done", "queued"]
+    assert "Being made" in text_of(at)
+
+
+def test_preset_is_launched_as_it_is(workbench: Workbench) -> None:
+    from engine.presets import PRESETS
+
+    at = open_page("new_run")
+    assert not at.error
+    name = next(iter(PRESETS))
+    button(at, "Start the run").click().run()
+    with workbench.database.read() as session:
+        newest = list_runs(session)[0]
+        run = get_run(session, newest.id)
+    assert run is not None
+    assert (run.name, run.state) == (PRESETS[name].title, "queued")
+    assert run.settings == PRESETS[name].make()
+
+
+def test_mistakes_in_the_form_are_said_in_place(workbench: Workbench) -> None:
+    at = open_page("new_run")
+    for toggle in at.toggle:
+        if toggle.value and not toggle.label.startswith("Advanced"):
+            toggle.set_value(False)
+    at.run()
+    assert "Choose at least one reward." in at.error[0].value
+    assert button(at, "Start the run").disabled is True
+
+
+def test_window_longer_than_the_steps(workbench: Workbench) -> None:
+    at = open_page("new_run")
+    next(field for field in at.number_input if field.label.startswith("Window")).set_value(190).run()
+    assert "The window has 190 steps" in at.error[0].value
+    assert button(at, "Start the run").disabled is True
+
+
+def test_advanced_text_is_validated(workbench: Workbench) -> None:
+    at = open_page("new_run")
+    next(toggle for toggle in at.toggle if toggle.label.startswith("Advanced")).set_value(True).run()
+    area = at.text_area[0]
+    assert "rewards:" in area.value
+    area.set_value(area.value + "colour: red\n").run()
+    assert "Unknown setting `colour`" in at.error[0].value
+    at.text_area[0].set_value("iterations: 3\n").run()
+    assert not at.error
+    button(at, "Start the run").click().run()
+    with workbench.database.read() as session:
+        run = list_runs(session)[0]
+    assert run.iterations == 3
+
+
+def test_new_run_from_an_earlier_one(workbench: Workbench) -> None:
+    at = open_page("new_run", like=workbench.ids["done"])
+    assert next(field for field in at.number_input if field.label == "Iterations").value == 60
+
+
+def test_prompt_set_is_shown(workbench: Workbench) -> None:
+    at = open_page("prompts", set=workbench.ids["prompts"])
+    words = text_of(at)
+    assert "My scenes" in words
+    assert "held out" in words
+
+
+def upload(at: AppTest, name: str, data: bytes) -> AppTest:
+    at.file_uploader[0].upload(name, data, "text/plain").run()
+    return at
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("empty.txt", b"  \n", "is empty"),
+        ("latin.txt", "caf\xe9\n".encode("latin-1"), "UTF-8"),
+        ("table.csv", b"text,seed\na cat,1\n", "prompt"),
+        ("list.jsonl", b'{"prompt": "a cat"}\n{oops\n', "line 2"),
+        ("picture.png", b"\x89PNG", ".txt, .csv or .jsonl"),
+    ],
+)
+def test_bad_files_are_refused_with_a_sentence(workbench: Workbench, name: str, data: bytes, sentence: str) -> None:
+    at = upload(open_page("prompts"), name, data)
+    assert sentence in at.error[0].value
+    assert not any(found.label == "Keep this set" for found in at.button)
+
+
+def test_good_file_is_previewed_and_kept(workbench: Workbench) -> None:
+    data = b"a red circle\na blue square\na red circle\n" + b"".join(b"a cat %d\n" % n for n in range(600))
+    at = upload(open_page("prompts"), "cats.txt", data)
+    words = text_of(at)
+    assert "602 prompts" in words
+    assert "1 duplicate left out" in words
+    assert f"{MAX_HELD_OUT} held out" in words
+    button(at, "Keep this set").click().run()
+    with workbench.database.read() as session:
+        kept = list_prompt_sets(session)[0]
+    assert (kept.name, kept.num_prompts) == ("cats", 602)

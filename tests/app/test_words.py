@@ -1,0 +1,77 @@
+"""Figures said as people say them."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from app import words
+from engine.settings import RewardName
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.2, "1 s"), (8, "8 s"), (59.6, "1 min"), (125, "2 min"), (3599, "1 h"), (4800, "1 h 20 min"),
+     (60 * 60 * 24 * 3, "3 days"), (-5, "0 s")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+def test_time_left_says_nothing_where_nothing_is_known() -> None:
+    assert words.time_left(None) == ""
+    assert words.time_left(float("nan")) == ""
+    assert words.time_left(130) == "2 min left"
+    assert words.time_left(0.3) == "almost done"
+
+
+def test_gain() -> None:
+    assert words.gain("vividness", 0.89, 1.344) == "0.89 → 1.34 (+51 %)"
+    assert words.gain("vividness", 1.0, 0.9) == "1.00 → 0.90 (−10 %)"
+    # Less negative is better: the share is of the size, so that its sign says which way it went.
+    assert words.gain("compressibility", -4.0, -3.0) == "−4.00 → −3.00 (+25 %)"
+    assert words.gain("composition", 0.0, 0.5) == "0.00 → 0.50"
+    assert words.gain("composition", None, 0.5) == "0.50"
+    assert words.gain("composition", None, None) == ""
+
+
+@pytest.mark.parametrize("name", get_args(RewardName))
+def test_rewards_have_titles(name: str) -> None:
+    assert words.reward_title(name) != name
+    assert words.digits_for(name) in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "sign"),
+    [("OSError: [Errno 28] No space left on device", "disk is full"), ("RuntimeError: CUDA out of memory", "memory"),
+     ("The engine ended with exit code -9", "memory"), ("the loss is NaN at step 4", "learning rate"),
+     ("", "without saying why")],
+)
+def test_known_causes(error: str, sign: str) -> None:
+    assert sign in words.cause(error)
+
+
+def test_unknown_cause_is_the_errors_own_last_line() -> None:
+    assert words.cause("Traceback\n  somewhere\nValueError: the cat sat on it") == "ValueError: the cat sat on it"
+    # "nan" in another word is no sign of a NaN.
+    assert words.cause("The file banana.txt is gone.") == "The file banana.txt is gone."
+
+
+def test_sizes_and_counts() -> None:
+    assert words.size(840) == "840 bytes"
+    assert words.size(3_412_000) == "3.41 MB"
+    assert words.count(1, "prompt") == "1 prompt"
+    assert words.count(2000, "prompt") == "2,000 prompts"
+
+
+def test_ago() -> None:
+    assert words.ago(100.0, now=104.0) == "just now"
+    assert words.ago(100.0, now=400.0) == "5 min ago"
+    assert words.ago(None) == ""
+
+
+def test_every_job_state_has_a_look() -> None:
+    for state in ("queued", "running", "done", "failed", "cancelled"):
+        assert words.look(state).word
+    assert words.look("running", cancel_requested=True).word == "Stopping"

@@ -1,0 +1,55 @@
+"""The adapter against the plain diffusers pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from engine.models import load_model, model_folder
+from engine.models.stable_diffusion_3 import StableDiffusion3
+from engine.sampling.rollout import sample_ode
+from engine.settings import ModelSettings
+
+PROMPTS = ["a red circle", "a blue star left of a green square"]
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_draws_what_the_plain_pipeline_call_draws(tiny_pipeline_folder: Path, guidance_scale: float) -> None:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = [
+        np.asarray(
+            pipeline(
+                prompt,
+                num_inference_steps=6,
+                guidance_scale=guidance_scale,
+                generator=torch.Generator().manual_seed(7 + i),
+            ).images[0]
+        )
+        for i, prompt in enumerate(PROMPTS)
+    ]
+
+    model = StableDiffusion3(tiny_pipeline_folder)
+    embeddings = model.encode(PROMPTS)
+    assert embeddings.tokens.shape[1] == 8 + 1, "256 zero tokens are computed as one"
+    noise = torch.cat([model.noise(torch.Generator().manual_seed(7 + i), 1) for i in range(len(PROMPTS))])
+    latents = sample_ode(
+        lambda x, sigma, rows: model.velocity(x, sigma, embeddings, rows, guidance_scale).detach(),
+        noise, torch.arange(len(PROMPTS)), tuple(model.sigmas(6).tolist()), micro_batch=1,
+    )  # fmt: skip
+    drawn = model.decode(latents)
+    assert np.abs(drawn.astype(int) - np.stack(expected).astype(int)).max() <= 1
+    assert drawn.std() > 5, "the random model draws something to compare"
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a diffusers pipeline folder"):
+        load_model(ModelSettings(folder=str(tmp_path)))
+
+
+def test_the_family_brings_its_own_folder() -> None:
+    assert model_folder(ModelSettings()).name == "weights"

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.objective.advantage import balanced_splits, group_advantages
+
+NAN = math.nan
+
+
+def _scores(*groups: list[float]) -> Tensor:
+    return torch.tensor(groups, dtype=torch.float64)
+
+
+def _standardised(scores: list[float]) -> list[float]:
+    mean, deviation = statistics.mean(scores), statistics.stdev(scores)
+    return [(score - mean) / (deviation + 1e-8) for score in scores]
+
+
+def _one(scores: Tensor, clip: float = 5.0) -> Tensor:
+    return group_advantages({"a": scores}, {"a": 1.0}, "advantage", clip)
+
+
+def _near(actual: Tensor, expected: list[list[float]]) -> None:
+    torch.testing.assert_close(actual, _scores(*expected), rtol=1e-9, atol=1e-9)
+
+
+def test_each_group_is_standardised_by_its_own_mean_and_unbiased_std():
+    """Fault 8 of the published code: only prompt 0 of a batch is handled."""
+    first, second = [1.0, 2.0, 4.0, 9.0], [-300.0, -200.0, -250.0, -250.0]
+    _near(_one(_scores(first, second)), [_standardised(first), _standardised(second)])
+
+
+def test_the_two_mixes():
+    sharp, soft = [0.0, 1.0, 1.0, 0.0], [300.0, 100.0, 200.0, 500.0]
+    scores = {"sharp": _scores(sharp), "soft": _scores(soft)}
+    weights = {"sharp": 3.0, "soft": 1.0}
+    each = zip(_standardised(sharp), _standardised(soft), strict=True)
+    _near(group_advantages(scores, weights, "advantage", 5.0), [[0.75 * a + 0.25 * b for a, b in each]])
+    summed = [0.75 * a + 0.25 * b for a, b in zip(sharp, soft, strict=True)]
+    _near(group_advantages(scores, weights, "reward", 5.0), [_standardised(summed)])
+
+
+@given(st.floats(0.01, 100.0))
+def test_weights_count_by_their_shares(factor):
+    scores = {"a": _scores([1.0, 2.0, 4.0]), "b": _scores([3.0, 1.0, 1.0])}
+    for mix in ("advantage", "reward"):
+        once = group_advantages(scores, {"a": 1.0, "b": 2.0}, mix, 5.0)
+        torch.testing.assert_close(group_advantages(scores, {"a": factor, "b": 2 * factor}, mix, 5.0), once)
+
+
+def test_a_reward_of_weight_zero_is_measured_and_not_trained_on():
+    scores = {"a": _scores([1.0, 2.0, 4.0]), "watched": _scores([NAN, 7.0, NAN])}
+    advantages = group_advantages(scores, {"a": 1.0, "watched": 0.0}, "advantage", 5.0)
+    assert torch.equal(advantages, _one(scores["a"]))
+
+
+@pytest.mark.parametrize("mix", ["advantage", "reward"])
+@pytest.mark.parametrize("failure", [NAN, math.inf, -math.inf])
+def test_a_failed_score_leaves_its_groups_statistics(mix, failure):
+    """Fault 5 of the published code: a reward that failed scores 0.0 and enters the advantages."""
+    scores = {
+        "a": _scores([1.0, failure, 4.0, 9.0], [5.0, 6.0, 7.0, 9.0]),
+        "b": _scores([2.0, 2.5, 0.0, 1.0], [2.0, 2.5, 0.0, 1.0]),
+    }
+    advantages = group_advantages(scores, {"a": 1.0, "b": 1.0}, mix, 5.0)
+    without = {"a": _scores([1.0, 4.0, 9.0]), "b": _scores([2.0, 0.0, 1.0])}
+    expected = group_advantages(without, {"a": 1.0, "b": 1.0}, mix, 5.0)
+    torch.testing.assert_close(advantages[0, [0, 2, 3]], expected[0])
+    assert advantages[0, 1] == 0.0
+    whole = {name: values[1:] for name, values in scores.items()}
+    torch.testing.assert_close(advantages[1:], group_advantages(whole, {"a": 1.0, "b": 1.0}, mix, 5.0))
+
+
+@pytest.mark.parametrize("group", [[NAN, NAN, NAN], [NAN, 3.0, NAN], [3.0, NAN, 3.0]])
+def test_a_group_with_nothing_to_compare_has_no_advantage(group):
+    assert torch.equal(_one(_scores(group)), torch.zeros(1, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-12, 0.1, -437.25, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_equal_within_float_noise_have_no_advantage(value, dtype):
+    scores = torch.full((2, 6), value, dtype=dtype)
+    scores[:, ::2] = torch.nextafter(scores[:, ::2].float(), torch.tensor(math.inf)).to(dtype)
+    if value == 0.0:
+        scores.zero_()
+    for mix in ("advantage", "reward"):
+        both = group_advantages({"a": scores, "b": -scores}, {"a": 1.0, "b": 0.5}, mix, 5.0)
+        assert torch.equal(both, torch.zeros(2, 6, dtype=dtype))
+
+
+def test_sums_that_cancel_to_float_noise_have_no_advantage():
+    scores = torch.tensor([[0.1, 0.2, 0.3, 0.7]], dtype=torch.float32)
+    opposite = torch.nextafter(1.0 - scores, torch.tensor(math.inf))
+    advantages = group_advantages({"a": scores, "b": opposite}, {"a": 1.0, "b": 1.0}, "reward", 5.0)
+    assert torch.equal(advantages, torch.zeros(1, 4))
+
+
+def test_small_true_differences_are_no_noise():
+    expected = _standardised([0.2800, 0.2801, 0.2803])
+    _near(_one(_scores([0.2800, 0.2801, 0.2803])), [expected])
+
+
+def test_advantages_are_clipped_after_the_sum():
+    group = [0.0] * 29 + [1.0]
+    advantages = _one(_scores(group), clip=2.0)
+    assert float(_one(_scores(group), clip=99.0)[0, -1]) > 5
+    assert float(advantages[0, -1]) == 2.0
+    torch.testing.assert_close(advantages[0, :-1], _one(_scores(group))[0, :-1])
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=12), st.floats(-50, 50), st.floats(0.1, 50))
+def test_advantages_do_not_change_when_scores_are_shifted_or_scaled(group, shift, scale):
+    scores = _scores(group)
+    if float(scores.max() - scores.min()) < 1e-2:
+        return
+    advantages = _one(scores)
+    torch.testing.assert_close(_one(scores * scale + shift), advantages, rtol=1e-4, atol=1e-5)
+    assert float(advantages.sum().abs()) < 1e-9 or float(advantages.abs().max()) == 5.0
+
+
+def test_the_dtype_is_the_scores_or_float32():
+    for dtype, expected in [(torch.float16, torch.float32), (torch.float32,) * 2, (torch.float64,) * 2]:
+        assert _one(torch.tensor([[1.0, 2.0]], dtype=dtype)).dtype == expected
+
+
+def test_mistakes_are_refused_in_a_sentence():
+    scores = {"a": _scores([1.0, 2.0])}
+    with pytest.raises(ValueError, match="nothing to learn"):
+        group_advantages(scores, {"a": 0.0}, "advantage", 5.0)
+    with pytest.raises(ValueError, match="no scores of b"):
+        group_advantages(scores, {"a": 1.0, "b": 1.0}, "advantage", 5.0)
+
+
+ADVANTAGES = st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.3, 4.0]), min_size=1, max_size=60)
+
+
+@given(ADVANTAGES, st.data(), st.integers(0, 1000))
+def test_every_sample_is_in_one_update_and_updates_are_balanced(values, data, seed):
+    num_updates = data.draw(st.integers(1, len(values)))
+    advantages = torch.tensor(values)
+    splits = balanced_splits(advantages, num_updates, torch.Generator().manual_seed(seed))
+    assert len(splits) == num_updates
+    assert all(split.dtype == torch.long for split in splits)
+    assert sorted(torch.cat(splits).tolist()) == list(range(len(values)))
+    for wanted in (advantages > 0, advantages < 0, torch.ones_like(advantages, dtype=torch.bool)):
+        counts = [int(wanted[split].sum()) for split in splits]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_splits_are_drawn_from_the_generator():
+    advantages = torch.linspace(-1, 1, 48)
+    first, again, other = (
+        balanced_splits(advantages, 4, torch.Generator().manual_seed(seed))[0].tolist() for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert sorted(first) != sorted(other)
+
+
+@pytest.mark.parametrize("num_updates", [0, 4])
+def test_more_updates_than_samples_are_refused(num_updates):
+    with pytest.raises(ValueError, match="3 samples cannot be split"):
+        balanced_splits(torch.ones(3), num_updates, torch.Generator())

@@ -1,0 +1,174 @@
+"""The engine as a process: what it leaves in the run's folder, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine import process
+from engine.events import Event, Finished, IterationDone, Message, SamplesDrawn, Started, parse_event
+from engine.settings import RunSettings, read_settings
+
+
+def events_of(out: Path) -> list[Event]:
+    return [parse_event(line) for line in (out / "events.jsonl").read_text().splitlines()]
+
+
+def write_settings(settings: RunSettings, folder: Path) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(settings.to_yaml())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the test's own process as it is: no end with its parent, no signal handlers."""
+    monkeypatch.setattr(process, "end_with_parent", lambda: None)
+    monkeypatch.setattr(process.signal, "signal", lambda *_: None)
+
+
+def train(settings: RunSettings, tmp_path: Path, *more: str) -> int:
+    return process.main(
+        ["train", "--settings", str(write_settings(settings, tmp_path)), "--out", str(tmp_path / "out"), *more]
+    )
+
+
+def test_a_run_leaves_what_is_needed_to_repeat_it(tiny_settings: RunSettings, tmp_path: Path) -> None:
+    assert train(tiny_settings, tmp_path) == 0
+    out = tmp_path / "out"
+    assert read_settings(out / "settings.yaml") == tiny_settings
+    result = json.loads((out / "result.json").read_text())
+    assert (result["outcome"], result["step"], result["seed"]) == ("completed", 4, 3)
+    assert result["versions"]["torch"]
+    assert result["held_out"]["last"]["step"] == 4
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"step-000002", "step-000004"}
+    assert (out / "checkpoints" / "step-000004" / "manifest.json").is_file()
+    assert isinstance(events_of(out)[-1], Finished)
+
+
+def test_resuming_continues_the_event_log_without_doubles(tiny_settings: RunSettings, tmp_path: Path) -> None:
+    assert train(tiny_settings, tmp_path) == 0
+    out = tmp_path / "out"
+    # As after a kill in iteration 4: rows past the newest checkpoint, and half a line.
+    (out / "checkpoints" / "step-000004").rename(tmp_path / "lost")
+    lines = (out / "events.jsonl").read_text().splitlines()
+    (out / "events.jsonl").write_text("\n".join(lines[:9]) + '\n{"time": 1.0, "kind": "iter')
+    assert train(tiny_settings, tmp_path, "--resume") == 0
+    events = events_of(out)
+    assert [event.step for event in events if isinstance(event, IterationDone)] == [1, 2, 3, 4]
+    assert [event.step for event in events if isinstance(event, SamplesDrawn)] == [0, 2, 4]
+    assert [event.step for event in events if isinstance(event, Started)] == [0, 2]
+    for name in ("adapter.safetensors", "optimiser.safetensors"):
+        resumed = (out / "checkpoints" / "step-000004" / name).read_bytes()
+        assert resumed == (tmp_path / "lost" / name).read_bytes()
+
+
+def test_a_longer_run_may_go_on_from_a_shorter_one(tiny_settings: RunSettings, tmp_path: Path) -> None:
+    assert train(tiny_settings, tmp_path) == 0
+    longer = RunSettings.model_validate(tiny_settings.model_dump() | {"iterations": 5})
+    assert train(longer, tmp_path, "--resume") == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["step"] == 5
+
+
+def test_other_settings_cannot_go_on(
+    tiny_settings: RunSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny_settings, tmp_path) == 0
+    other = RunSettings.model_validate(tiny_settings.model_dump() | {"seed": 4})
+    assert train(other, tmp_path, "--resume") == process.MISTAKE
+    assert "other settings (seed)" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_run_is_not_overwritten(
+    tiny_settings: RunSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny_settings, tmp_path) == 0
+    before = (tmp_path / "out" / "events.jsonl").read_bytes()
+    assert train(tiny_settings, tmp_path) == process.MISTAKE
+    assert "already holds a run; add --resume" in capsys.readouterr().err
+    assert (tmp_path / "out" / "events.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tiny_settings: RunSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny_settings, tmp_path) == 0
+    checkpoints = tmp_path / "out" / "checkpoints"
+    damaged = checkpoints / "step-000004" / "adapter.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    again = ["--resume-from", str(checkpoints / "step-000004"), "--resume-from", str(checkpoints / "step-000002")]
+    assert train(tiny_settings, tmp_path, *again) == 0
+    assert "Passed over a checkpoint" in capsys.readouterr().err
+    started = [event for event in events_of(tmp_path / "out") if isinstance(event, Started)]
+    assert started[-1].step == 2
+
+
+def test_a_prompt_file_that_is_gone_is_a_mistake_with_a_sentence(
+    tiny_settings: RunSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").unlink()
+    assert train(tiny_settings, tmp_path) == process.MISTAKE
+    error = capsys.readouterr().err
+    assert "prompts.txt cannot be read" in error
+    assert "Traceback" not in error
+    message = events_of(tmp_path / "out")[-1]
+    assert isinstance(message, Message)
+    assert message.level == "error"
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(
+    tiny_settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = os.fsync
+    calls = 0
+
+    def fills_up(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fills_up)
+    assert train(tiny_settings, tmp_path) == process.MISTAKE
+    monkeypatch.undo()
+    monkeypatch.setattr(process, "end_with_parent", lambda: None)
+    monkeypatch.setattr(process.signal, "signal", lambda *_: None)
+    assert "disk" in capsys.readouterr().err.lower()
+    checkpoints = tmp_path / "out" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000002"]
+    assert train(tiny_settings, tmp_path, "--resume") == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["outcome"] == "completed"
+
+
+def test_a_termination_signal_saves_a_checkpoint_and_the_run_goes_on(
+    tiny_settings: RunSettings, tmp_path: Path
+) -> None:
+    rare = {"evaluation": {"every": 1000, "num_prompts": 2, "num_steps": 2}, "checkpoints": {"every": 1000}}
+    long = RunSettings.model_validate(tiny_settings.model_dump() | rare | {"iterations": 2000})
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "engine.process", "train", "--settings", str(write_settings(long, tmp_path))]
+    engine = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not ((out / "events.jsonl").exists() and '"iteration"' in (out / "events.jsonl").read_text()):
+        assert engine.poll() is None, engine.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    engine.send_signal(signal.SIGTERM)
+    error = engine.communicate(timeout=60)[1]
+    assert engine.returncode == 0, error
+    finished = events_of(out)[-1]
+    assert isinstance(finished, Finished)
+    assert finished.outcome == "stopped"
+    shorter = RunSettings.model_validate(long.model_dump() | {"iterations": finished.step + 1})
+    assert train(shorter, tmp_path, "--resume") == 0
+    steps = [event.step for event in events_of(out) if isinstance(event, IterationDone)]
+    assert steps == list(range(1, finished.step + 2))

@@ -1,0 +1,68 @@
+"""Settings: round trips, and a sentence for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.catalogue import MODEL_INFO
+from engine.models import MODELS
+from engine.presets import PRESETS
+from engine.settings import RunSettings, SettingsError, from_yaml, read_settings
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_yaml(name: str) -> None:
+    settings = PRESETS[name].make()
+    assert from_yaml(settings.to_yaml()) == settings
+    assert from_yaml(settings.to_yaml()).digest() == settings.digest()
+
+
+def test_other_settings_have_another_digest() -> None:
+    assert RunSettings(seed=1).digest() != RunSettings(seed=2).digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("colour: red", "Unknown setting `colour`"),
+        ("sampling: {num_step: 5}", "Unknown setting `sampling.num_step`"),
+        ("window: {size: 40}", "use a window of at most 23 steps"),
+        ("window: {start: 30}", "the last possible position is 19"),
+        ("window: {start: 5, last: 3}", "must be between window.start (5) and 19"),
+        ("rewards: []", "at least one reward"),
+        ("rewards: [{name: vividness, weight: 0}]", "All reward weights are zero"),
+        ("rewards: [{name: vividness}, {name: vividness}]", "may be named once"),
+        ("rewards: [{name: beauty}]", "`rewards.0.name`"),
+        ("rewards: [{weight: 1}]", "`rewards.0.name` is missing"),
+        ("sampling: {shared_noise: false}", "sampling.shared_prefix needs"),
+        ("grpo: {updates_per_iteration: 999}", "only 48 images"),
+        ("iterations: 0", "`iterations`"),
+        ("sampling: {eta: .nan}", "`sampling.eta`"),
+        ("iterations: [", "not valid YAML"),
+        ("", "list of `key: value` lines"),
+        ("- 3", "list of `key: value` lines"),
+    ],
+)
+def test_a_mistake_gets_a_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=r"(?s).") as caught:
+        from_yaml(text)
+    assert sentence in str(caught.value)
+
+
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml cannot be read: No such file"):
+        read_settings(tmp_path / "nowhere.yaml")
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("name: café".encode("latin-1"))
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        read_settings(latin)
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("colour: red")
+    with pytest.raises(SettingsError, match=r"wrong\.yaml"):
+        read_settings(wrong)
+
+
+def test_every_model_has_an_adapter_and_facts() -> None:
+    assert MODELS.keys() == MODEL_INFO.keys()

@@ -1,0 +1,77 @@
+"""The documents say what is true: their commands, paths and links exist, and the settings page is current."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from engine.catalogue import REWARD_INFO
+from engine.presets import PRESETS
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = sorted(
+    path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docker").rglob("*.md")]
+)
+ROOMS = ("app", "engine", "store", "workers", "migrations", "benchmarks", "docs", "docker", "tests", ".ci")
+# A word in backticks that begins with a room and a slash is a path of this project: `engine/sampling/sde.py`.
+PATH = re.compile(rf"`((?:{'|'.join(re.escape(room) for room in ROOMS)})/[\w./-]*)`")
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+COMMAND_LINE = re.compile(r"(?:^|`|bin/)(make|palate) ([a-z][a-z-]*)", re.MULTILINE)
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def page(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_paths_exist(page: Path) -> None:
+    paths = PATH.findall(page.read_text(encoding="utf-8"))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_links_lead_somewhere(page: Path) -> None:
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_commands_exist(page: Path) -> None:
+    from app.cli import app
+
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    commands = {"make": targets, "palate": set(typer.main.get_command(app).commands)}
+    named = COMMAND_LINE.findall(page.read_text(encoding="utf-8"))
+    assert [(program, name) for program, name in named if name not in commands[program]] == []
+
+
+def test_presets_exist(page: Path) -> None:
+    named = re.findall(r"palate presets ([a-z_]+) ", page.read_text(encoding="utf-8"))
+    assert set(named) - PRESETS.keys() == set()
+
+
+def test_guide_has_every_reward() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "guides" / "rewards.md").read_text(encoding="utf-8"), re.M)
+    assert set(rows) == REWARD_INFO.keys()
+
+
+def test_settings_page_is_current() -> None:
+    program = "import make_settings_reference as m, sys; sys.exit(m.page() != m.PAGE.read_text(encoding='utf-8'))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "docs", timeout=60, check=False)
+    assert done.returncode == 0, "docs/guides/settings.md is out of date; run `make docs`."
+
+
+def test_changelog_knows_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_decision_is_listed() -> None:
+    """docs/decisions/README.md is how a reader finds them."""
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in folder.glob("[0-9]*.md") if path.name not in index] == []
