@@ -50,17 +50,21 @@ def draw_progress(run: RunSummary, queue_position: int | None = None) -> None:
 
 
 def draw_actions(run: RunDetail) -> None:
-    """Stop, retry, and a new run from these settings."""
-    with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
-        if run.state in ACTIVE:
-            st.button("Stop", icon=":material/stop_circle:", on_click=_cancel, args=(run.id,),
-                      disabled=run.cancel_requested,
-                      help="A run in training writes a checkpoint first; it can be retried from there.")
-        elif run.state in ("failed", "cancelled"):
-            st.button("Retry", icon=":material/replay:", type="primary", on_click=_retry, args=(run.id,),
-                      help="Goes on from the newest checkpoint.")
-        if st.button("New run like this", icon=":material/content_copy:"):
-            st.switch_page("views/new_run.py", query_params={"like": run.id})
+    """Stop or retry, and a new run from these settings.
+
+    Each has a place of its own: while one takes the other's, both are on the page for a moment, and a button that moved
+    then would slip from under the pointer.
+    """
+    first, second = st.columns([2, 3], gap="small", vertical_alignment="top")
+    if run.state in ACTIVE:
+        first.button("Stop", icon=":material/stop_circle:", on_click=_cancel, args=(run.id,),
+                     disabled=run.cancel_requested, width="stretch",
+                     help="A run in training writes a checkpoint first; it can be retried from there.")
+    elif run.state in ("failed", "cancelled"):
+        first.button("Retry", icon=":material/replay:", type="primary", on_click=_retry, args=(run.id,),
+                     width="stretch", help="Goes on from the newest checkpoint.")
+    if second.button("New run like this", icon=":material/content_copy:", width="stretch"):
+        st.switch_page("views/new_run.py", query_params={"like": run.id})
 
 
 def _cancel(run_id: str) -> None:

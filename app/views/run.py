@@ -21,13 +21,13 @@ def find_run(run_id: str) -> RunDetail | None:
         return get_run(session, run_id)
 
 
-def draw_status(run_id: str, drawn_state: str) -> None:
-    """Title, badge, progress and actions; once the run's state has changed, the whole page is drawn anew."""
-    run = find_run(run_id)
-    assert run is not None
-    if run.state != drawn_state:
-        st.rerun(scope="app")
-    title, actions = st.columns([3, 2], vertical_alignment="center")
+def draw_heading(run: RunDetail) -> None:
+    """Title, badge and actions.
+
+    Not part of a fragment: a fragment that asks for the whole page anew forgets its own buttons, and a click on one of
+    them in that moment would be lost.
+    """
+    title, actions = st.columns([5, 3], vertical_alignment="top")
     with title, st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.header(run.name, anchor=False, width="content")
         draw_badge(run)
@@ -36,6 +36,14 @@ def draw_status(run_id: str, drawn_state: str) -> None:
     prompts = run.prompt_set_name or "built-in prompts"
     rewards = ", ".join(words.reward_title(reward.name) for reward in run.settings.rewards)
     st.caption(f"{rewards} · {prompts} · made {words.ago(run.created_at)}")
+
+
+def draw_status(run_id: str, drawn: tuple[str, bool]) -> None:
+    """Progress; once the run's state is no longer the one the heading shows, the whole page is drawn anew."""
+    run = find_run(run_id)
+    assert run is not None
+    if (run.state, run.cancel_requested) != drawn:
+        st.rerun(scope="app")
     draw_progress(run, run.queue_position)
     if run.state == "failed":
         draw_failure(run)
@@ -65,7 +73,8 @@ def draw_page() -> None:
         st.page_link("views/runs.py", label="All runs", icon=":material/grid_view:")
         return
     every = LIVE_SECONDS if run.state in ACTIVE else None
-    st.fragment(draw_status, run_every=every)(run.id, run.state)
+    draw_heading(run)
+    st.fragment(draw_status, run_every=every)(run.id, (run.state, run.cancel_requested))
     st.fragment(draw_results_of, run_every=every)(run.id)
     st.space("small")
     export, log, settings = st.tabs(["Take home", "Log", "Settings"], key="part", on_change="rerun",
