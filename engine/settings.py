@@ -138,6 +138,10 @@ class TuningSettings(Section):
     method: Literal["lora", "full"] = Field("lora", description="LoRA adapter, or all weights of the transformer.")
     rank: PositiveInt = Field(32, le=1024, description="LoRA rank.")
     alpha: float = Field(32.0, gt=0.0, description="LoRA alpha; the adapter is scaled by alpha/rank.")
+    layers: Literal["blocks", "all"] = Field(
+        "blocks",
+        description="What a LoRA adapts: attention and feed-forward of the blocks, or every linear layer.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in training: less memory, slower.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -68,6 +68,14 @@ class Trainable:
             self.transformer.enable_adapters()
 
 
+def _adapted_layers(model: TextToImage, layers: Literal["blocks", "all"]) -> list[str]:
+    """Names of the layers that a LoRA adapts; "all" adds modulation, embeddings and output to those of the blocks."""
+    if layers == "blocks":
+        return list(model.lora_targets)
+    transformer: nn.Module = model.transformer
+    return [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+
+
 def make_trainable(model: TextToImage, tuning: TuningSettings, seed: int, keep_base: bool) -> Trainable:
     """Prepare a model for training. LoRA starts as the identity (B = 0), drawn from the run's seed."""
     transformer: Any = model.transformer
@@ -75,7 +83,7 @@ def make_trainable(model: TextToImage, tuning: TuningSettings, seed: int, keep_b
         config = LoraConfig(
             r=tuning.rank,
             lora_alpha=tuning.alpha,
-            target_modules=list(model.lora_targets),
+            target_modules=_adapted_layers(model, tuning.layers),
             init_lora_weights="gaussian",
         )
         with torch.random.fork_rng(devices=[]):

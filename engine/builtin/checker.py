@@ -44,7 +44,10 @@ _BACKGROUND_NAMES = list(BACKGROUNDS)
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Partial credit of each attribute in 0..1, None where not asked; `right` names those exactly right."""
+    """Partial credit of each attribute in 0..1, None where not asked; `score` is their product.
+
+    `right` names the attributes that are exactly right; `correct` says that all are.
+    """
 
     background: float | None
     colour: float | None
@@ -101,7 +104,7 @@ def check(image: NDArray[np.uint8], prompt: str) -> CheckResult:
         values["size"], verdicts["size"] = _mean([_size(one, item) for one, item in sized])
     if spec.relation is not None:
         values["relation"], verdicts["relation"] = _relation(spec.relation, chosen[0][1], chosen[1][1])
-    score = float(np.mean(list(values.values())))
+    score = float(np.prod(list(values.values())))
     right = frozenset(name for name, verdict in verdicts.items() if verdict)
     filled = {name: values.get(name) for name in ATTRIBUTES}
     return CheckResult(**filled, score=score, correct=all(verdicts.values()), right=right)

@@ -14,7 +14,7 @@ from engine.rewards.base import Pixels, Scores
 
 @dataclass(frozen=True)
 class Composition:
-    """Partial credit from 0 to 1 for colours, shapes, count, positions and background.
+    """Colours, shapes, count, sizes, positions and background: the product of their partial credits, 0 to 1.
 
     Extra measure `all_correct`: 1 where everything asked for is there, else 0.
     """

@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora": STRONG,
     "lora, averaged": {"optimiser": {"learning_rate": 3e-2, "ema_decay": 0.5}},
     "lora, guided": STRONG | {"evaluation": {"every": 2, "num_prompts": 2, "num_steps": 3, "guidance_scale": 3.0}},
+    "lora, every layer": STRONG | {"tuning": {"rank": 4, "alpha": 8.0, "layers": "all"}},
     "full": {"tuning": {"method": "full"}, "optimiser": {"learning_rate": 3e-3}},
     "full, averaged": {"tuning": {"method": "full"}, "optimiser": {"learning_rate": 3e-3, "ema_decay": 0.5}},
 }
@@ -93,7 +94,7 @@ def test_formats_have_facts() -> None:
             assert one_file == (kind.single_file is not None)
 
 
-@pytest.mark.parametrize("variant", ["lora", "lora, averaged", "lora, guided"])
+@pytest.mark.parametrize("variant", ["lora", "lora, averaged", "lora, guided", "lora, every layer"])
 @pytest.mark.parametrize("target", ["lora.safetensors", "folder"])
 def test_a_lora_draws_the_gallery_in_plain_diffusers(
     trained: Train, tmp_path: Path, tiny_pipeline_folder: Path, variant: str, target: str
