@@ -53,7 +53,7 @@ def time_chart(table: pd.DataFrame, last_step: int, lately: float | None, height
         .encode(
             x=alt.X("step:Q", title=None, scale=alt.Scale(domain=[0, max(1, last_step)], nice=False),
                     axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
-            y=alt.Y("seconds:Q", title=None, stack="zero", axis=alt.Axis(tickCount=5, format="~g")),
+            y=alt.Y("seconds:Q", title=None, stack="zero", axis=alt.Axis(tickCount=5)),
             color=alt.Color("phase:N", legend=None,
                             scale=alt.Scale(domain=list(PHASE_COLOURS), range=list(PHASE_COLOURS.values()))),
             order="order:Q",

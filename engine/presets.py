@@ -52,22 +52,23 @@ def builtin_vividness() -> RunSettings:
 def builtin_balance() -> RunSettings:
     """Vividness held in balance by composition: what several rewards are for. The demo run."""
     return RunSettings.model_validate(
-        _builtin(60)
+        _builtin(100)
         | {
-            "rewards": [{"name": "vividness"}, {"name": "composition", "weight": 2.0}],
-            "optimiser": {"learning_rate": 1e-3, "ema_decay": 0.8},
+            "rewards": [{"name": "vividness"}, {"name": "composition", "weight": 1.8}],
+            "tuning": {"layers": "all"},
+            "optimiser": {"learning_rate": 5e-4, "ema_decay": 0.9},
         }
     )
 
 
 def builtin_composition() -> RunSettings:
-    """Composition alone, all weights trained: pictures that show what the prompt asks."""
+    """Composition alone, every linear layer adapted: pictures that show what the prompt asks."""
     return RunSettings.model_validate(
-        _builtin(100)
+        _builtin(60)
         | {
             "rewards": [{"name": "composition"}],
-            "tuning": {"method": "full"},
-            "optimiser": {"learning_rate": 1e-4, "ema_decay": 0.9},
+            "tuning": {"layers": "all"},
+            "optimiser": {"learning_rate": 5e-4, "ema_decay": 0.9},
         }
     )
 
@@ -88,7 +89,7 @@ def _builtin(iterations: int) -> dict[str, Any]:
 
 PRESETS: dict[str, Preset] = {
     "builtin_balance": Preset(
-        "Built-in: balance", "Vividness and composition together, a few minutes on two CPU cores.", builtin_balance
+        "Built-in: balance", "Vividness and composition together, about ten minutes on two CPU cores.", builtin_balance
     ),
     "builtin_vividness": Preset(
         "Built-in: vividness", "Vividness alone: fast, and a lesson in reward hacking.", builtin_vividness

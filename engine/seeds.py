@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-Purpose = Literal["initial_noise", "step_noise", "updates", "prompt_order", "adapter"]
+Purpose = Literal["initial_noise", "step_noise", "updates", "prompt_order", "adapter", "window"]
 _PURPOSES: tuple[Purpose, ...] = (
-    "initial_noise", "step_noise", "updates", "prompt_order", "adapter",
+    "initial_noise", "step_noise", "updates", "prompt_order", "adapter", "window",
 )  # fmt: skip
 
 

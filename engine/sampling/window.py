@@ -7,12 +7,12 @@ generator of its own for each iteration.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 
 import torch
 
+from engine.seeds import derived_generator
 from engine.settings import WindowSettings
 
 # The published constants of exp-decay: past this position, each gets e^−0.1 of the iterations of the one before.
@@ -74,6 +74,5 @@ def _cycle(positions: range, iterations_at: Callable[[int], int], iteration: int
 
 
 def _random_position(first: int, last: int, seed: int, iteration: int) -> int:
-    digest = hashlib.sha256(f"window {seed} {iteration}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = derived_generator(seed, "window", iteration)
     return int(torch.randint(first, last + 1, (), generator=generator))
