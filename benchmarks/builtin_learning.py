@@ -60,18 +60,18 @@ def measure(preset: str, seeds: list[int], changes: dict[str, Any], results: Pat
     """Run a preset for every seed, and write table, curves and grid after each."""
     base = PRESETS[preset].make().model_dump()
     base = _merged(base, {"evaluation": {"num_prompts": NUM_HELD_OUT}}, changes)
-    runs: list[dict[str, Any]] = []
     results.mkdir(parents=True, exist_ok=True)
+    runs = _runs_of_other_seeds(results / f"{preset}.json", RunSettings.model_validate(base), seeds)
     for seed in seeds:
         settings = RunSettings.model_validate(base | {"seed": seed})
         out = Path(tempfile.mkdtemp(prefix=f"{preset}-{seed}-"))
-        runs.append(learn(settings, out))
+        runs = sorted([*runs, learn(settings, out)], key=lambda run: int(run["seed"]))
         report = {
             "preset": preset,
             "device": _device_name(),
             "versions": versions(),
             "held_out_prompts": NUM_HELD_OUT,
-            "settings": settings.model_dump(mode="json", exclude={"seed"}),
+            "settings": _without_seed(settings),
             "runs": runs,
         }
         (results / f"{preset}.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -79,6 +79,20 @@ def measure(preset: str, seeds: list[int], changes: dict[str, Any], results: Pat
         if seed == seeds[0]:
             _draw_grid(settings, out, results / f"{preset}-grid.png")
         shutil.rmtree(out)
+
+
+def _runs_of_other_seeds(report: Path, settings: RunSettings, seeds: list[int]) -> list[dict[str, Any]]:
+    """Runs already measured with these settings on this device, so that seeds can be measured one after another."""
+    if not report.exists():
+        return []
+    found = json.loads(report.read_text())
+    if (found["settings"], found["device"]) != (_without_seed(settings), _device_name()):
+        return []
+    return [run for run in found["runs"] if run["seed"] not in seeds]
+
+
+def _without_seed(settings: RunSettings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude={"seed"})
 
 
 def _merged(base: dict[str, Any], *changes: dict[str, Any]) -> dict[str, Any]:
