@@ -89,7 +89,7 @@ def _builtin(iterations: int) -> dict[str, Any]:
 
 PRESETS: dict[str, Preset] = {
     "builtin_balance": Preset(
-        "Built-in: balance", "Vividness and composition together, a quarter of an hour on two CPU cores.", builtin_balance
+        "Built-in: balance", "Vividness and composition together: a quarter of an hour on two cores.", builtin_balance
     ),
     "builtin_vividness": Preset(
         "Built-in: vividness", "Vividness alone: fast, and a lesson in reward hacking.", builtin_vividness
