@@ -82,11 +82,11 @@ def measure(preset: str, seeds: list[int], changes: dict[str, Any], results: Pat
 
 
 def _runs_of_other_seeds(report: Path, settings: RunSettings, seeds: list[int]) -> list[dict[str, Any]]:
-    """Runs already measured with these settings on this device, so that seeds can be measured one after another."""
+    """Runs already measured with these settings, versions and device: seeds can be measured one after another."""
     if not report.exists():
         return []
     found = json.loads(report.read_text())
-    if (found["settings"], found["device"]) != (_without_seed(settings), _device_name()):
+    if (found["settings"], found["versions"], found["device"]) != (_without_seed(settings), versions(), _device_name()):
         return []
     return [run for run in found["runs"] if run["seed"] not in seeds]
 

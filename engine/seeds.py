@@ -5,15 +5,13 @@ Nothing carries a generator from one iteration to the next, so a resumed run nee
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 Purpose = Literal["initial_noise", "step_noise", "updates", "prompt_order", "adapter", "window"]
-_PURPOSES: tuple[Purpose, ...] = (
-    "initial_noise", "step_noise", "updates", "prompt_order", "adapter", "window",
-)  # fmt: skip
+_PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
 def derived_seed(seed: int, purpose: Purpose, index: int = 0) -> int:

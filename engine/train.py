@@ -1,7 +1,7 @@
 """The training loop, in reading order: sample, score, advantage, update, report.
 
-MixGRPO (arXiv 2507.21802): a group of images a prompt, stochastic steps inside a sliding window,
-deterministic ones elsewhere, and a clipped policy-gradient update on the window's steps alone.
+MixGRPO (arXiv 2507.21802): a group of images a prompt, stochastic steps inside a sliding window, deterministic ones
+elsewhere, and a clipped policy-gradient update on the window's steps alone.
 
 Deviations from the paper: the group's common ODE prefix is computed once (engine/sampling/rollout.py); samples whose
 advantage is zero are not trained on, since their gradient is zero; every random draw is a function of the seed and the
