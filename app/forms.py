@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from engine.catalogue import REWARD_INFO
 from engine.settings import RunSettings
+from engine.work import mean_work
 
 Kind = Literal["integer", "number", "choice", "switch", "text"]
 
@@ -185,8 +186,11 @@ def estimate(settings: RunSettings) -> str:
     scoring = images * sum(REWARD_INFO[reward.name].milliseconds_an_image for reward in settings.rewards) / 1000
     evaluations = settings.iterations // settings.evaluation.every + 1
     held_out = evaluations * settings.evaluation.num_prompts
+    work = mean_work(settings)
     return (
         f"{images:,} images an iteration ({settings.grpo.prompts_per_iteration} prompts × {settings.grpo.group_size}), "
         f"{images * settings.iterations:,} in all; {settings.grpo.updates_per_iteration} updates an iteration; "
+        f"{work.rollout + work.reference:,.0f} transformer forwards and {work.trained_steps:,.0f} trained steps an "
+        "iteration; "
         f"scoring about {scoring:.1f} s an iteration; {held_out:,} held-out images over {evaluations:,} samplings."
     )

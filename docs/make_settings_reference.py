@@ -35,8 +35,8 @@ window: {size: 4, strategy: progressive}
 ```
 
 Beyond the ranges below: at least one reward weighs more than 0, each reward is named once, the window leaves the last
-two steps out (`window.size` at most `sampling.num_steps` − 2), and `sampling.shared_prefix` needs
-`sampling.shared_noise`.
+step out (`window.size` at most `sampling.num_steps` − 1), `sampling.shared_prefix` needs `sampling.shared_noise`,
+`grpo.best_and_worst` is at most half of `grpo.group_size`, and `method: nft` needs `sampling.shared_noise` off.
 """
 
 

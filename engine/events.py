@@ -49,11 +49,16 @@ class IterationDone(EventBase):
     failed_scores: int = Field(0, description="Scores that failed and were masked.")
     loss: float
     grad_norm: float
-    ratio_drift: float = Field(description="Largest |ρ−1| of the first update, before any weight has moved.")
+    ratio_drift: float = Field(
+        description="Largest |ρ−1| of the first update, before any weight has moved; for DiffusionNFT, the largest "
+        "relative distance from the sampling policy's velocity."
+    )
     clipped_share: float
     window_start: int
     seconds: PhaseSeconds
-    num_forwards: int = Field(description="Transformer forwards of one image in the rollout.")
+    num_forwards: int = Field(
+        description="Transformer forwards of one image without gradient: rollout and reference policy."
+    )
     num_trained_steps: int = Field(description="Image-steps trained on.")
     eta_seconds: float = Field(description="Estimated seconds to the end of the run.")
 

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from engine.settings import FlashSettings, RunSettings, WindowSettings
+from engine.settings import (
+    FlashSettings,
+    GrpoSettings,
+    NftSettings,
+    RunSettings,
+    SamplingSettings,
+    WindowSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,51 @@ def mixgrpo_flash_frozen() -> RunSettings:
     """MixGRPO-Flash*: the window stays on the first steps, the rest cut to 20 %."""
     return RunSettings(
         iterations=300, window=WindowSettings(strategy="frozen"), flash=FlashSettings(enabled=True, ratio=0.2)
+    )
+
+
+def flow_grpo() -> RunSettings:
+    """Flow-GRPO (2505.05470): every step but the last stochastic and trained, each image from noise of its own."""
+    return RunSettings(
+        iterations=300,
+        sampling=SamplingSettings(shared_noise=False, shared_prefix=False),
+        window=WindowSettings(size=24, strategy="frozen"),
+        grpo=GrpoSettings(advantage_std="global"),
+    )
+
+
+def flow_grpo_fast() -> RunSettings:
+    """Flow-GRPO-Fast: one deterministic trajectory, two stochastic steps at random in its first half, all trained."""
+    return RunSettings(iterations=300, window=WindowSettings(size=2, strategy="random", last=12))
+
+
+def dance_grpo() -> RunSettings:
+    """DanceGRPO (2505.07818): every step but the last by its own SDE, a random 0.6 of them trained, noise shared."""
+    return RunSettings(
+        iterations=300,
+        sampling=SamplingSettings(kernel="dance_sde", eta=0.3),
+        window=WindowSettings(size=24, strategy="frozen", trained_fraction=0.6),
+    )
+
+
+def turbo() -> RunSettings:
+    """Flash with a window of 2, trained on the 3 best and the 3 worst images of 12: the most reward a second."""
+    return RunSettings(
+        iterations=300,
+        window=WindowSettings(size=2, iterations_per_position=20),
+        flash=FlashSettings(enabled=True),
+        grpo=GrpoSettings(best_and_worst=3),
+    )
+
+
+def diffusion_nft() -> RunSettings:
+    """DiffusionNFT (2509.16117): training on noised images; no stochastic steps, any solver."""
+    return RunSettings(
+        iterations=300,
+        method="nft",
+        sampling=SamplingSettings(shared_noise=False, shared_prefix=False),
+        flash=FlashSettings(enabled=True),
+        nft=NftSettings(),
     )
 
 
@@ -104,5 +156,14 @@ PRESETS: dict[str, Preset] = {
     ),
     "mixgrpo_flash_frozen": Preset(
         "MixGRPO-Flash*", "The window stays on the first steps: the fastest of the paper.", mixgrpo_flash_frozen
+    ),
+    "turbo": Preset("Turbo", "Flash, a window of 2, and only the best and the worst images trained on.", turbo),
+    "diffusion_nft": Preset(
+        "DiffusionNFT", "Another way: training on noised copies of the images, no stochastic steps.", diffusion_nft
+    ),
+    "dance_grpo": Preset("DanceGRPO", "To compare with: every step stochastic, 14 of them trained.", dance_grpo),
+    "flow_grpo": Preset("Flow-GRPO", "To compare with: every step stochastic and trained.", flow_grpo),
+    "flow_grpo_fast": Preset(
+        "Flow-GRPO-Fast", "To compare with: two stochastic steps, at random in the first half.", flow_grpo_fast
     ),
 }

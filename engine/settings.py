@@ -15,10 +15,16 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-ModelName = Literal["builtin"]
+ModelName = Literal["builtin", "flux"]
 RewardName = Literal["composition", "vividness", "compressibility", "incompressibility"]
 KernelName = Literal["flow_sde", "dance_sde", "cps"]
+Method = Literal["grpo", "nft"]
 WindowStrategy = Literal["progressive", "frozen", "random", "decay", "exp_decay"]
+SolverName = Literal["dpmsolver++", "unipc", "deis"]
+SolverType = Literal["midpoint", "heun", "bh1", "bh2"]
+SOLVER_TYPES: dict[SolverName, tuple[SolverType, ...]] = {
+    "dpmsolver++": ("midpoint", "heun"), "unipc": ("bh2", "bh1"), "deis": (),
+}  # fmt: skip
 
 PositiveInt = Annotated[int, Field(ge=1)]
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -35,10 +41,18 @@ class ModelSettings(Section):
 
     name: ModelName = Field("builtin", description="Model family.")
     folder: str | None = Field(
-        None, description="A diffusers pipeline folder of that family to start from; empty = the family's own weights."
+        None,
+        description="A diffusers pipeline folder of that family to start from; empty = the built-in model's own "
+        "weights (the other families have none).",
+    )
+    resolution: int | None = Field(
+        None, ge=16, le=4096, multiple_of=16,
+        description="Pixels a side of the images, a multiple of 16; empty = what the model's pipeline draws.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the transformer's arithmetic; log-probabilities are always float32."
+        "float32",
+        description="Precision of the transformer's arithmetic, and of FLUX's frozen weights; log-probabilities and "
+        "trained weights are always float32.",
     )
 
 
@@ -85,11 +99,15 @@ class SamplingSettings(Section):
 class WindowSettings(Section):
     """Which steps are stochastic and trained: l … l+size−1."""
 
-    size: PositiveInt = Field(4, description="Steps in the window, W.")
+    size: PositiveInt = Field(4, description="Steps in the window, W; T−1 = every step but the last.")
     strategy: WindowStrategy = Field("progressive", description="How the window moves over iterations.")
     start: int = Field(0, ge=0, description="First position l₀.")
     last: int | None = Field(
         None, ge=0, description="Last position; empty = T−2−W. The progressive window wraps to `start` past it."
+    )
+    trained_fraction: float = Field(
+        1.0, gt=0.0, le=1.0,
+        description="Share of the window's steps trained on, drawn anew for each image; 1 = all (DanceGRPO: 0.6).",
     )
     stride: PositiveInt = Field(1, description="Steps the progressive window moves at a time.")
     iterations_per_position: PositiveInt = Field(
@@ -101,10 +119,22 @@ class WindowSettings(Section):
 class FlashSettings(Section):
     """MixGRPO-Flash: fewer, higher-order steps after the window."""
 
-    enabled: bool = Field(False, description="Re-grid the steps after the window and solve them by DPM-Solver++.")
+    enabled: bool = Field(False, description="Re-grid the steps after the window and solve them by `solver`.")
     ratio: float = Field(0.4, gt=0.0, le=1.0, description="Steps kept after the window, as a share.")
-    order: Literal[1, 2, 3] = Field(2, description="Order of DPM-Solver++.")
-    solver_type: Literal["midpoint", "heun"] = Field("midpoint", description="Variant of the second-order solver.")
+    solver: SolverName = Field("dpmsolver++", description="Multistep solver; one forward a step, each of them.")
+    order: Literal[1, 2, 3] = Field(2, description="Order of the solver; unipc's corrector adds one.")
+    solver_type: SolverType | None = Field(
+        None,
+        description="Variant: midpoint or heun for dpmsolver++, bh2 or bh1 for unipc; empty = the first of the two.",
+    )
+
+    @model_validator(mode="after")
+    def _variant_of_its_solver(self) -> Self:
+        variants = SOLVER_TYPES[self.solver]
+        if self.solver_type is not None and self.solver_type not in variants:
+            remedy = f"choose {' or '.join(variants)}, or leave it empty" if variants else "leave it empty"
+            raise ValueError(f"{self.solver} has no variant {self.solver_type} (solver_type); {remedy}")
+        return self
 
 
 class GrpoSettings(Section):
@@ -118,7 +148,34 @@ class GrpoSettings(Section):
     reward_mix: Literal["advantage", "reward"] = Field(
         "advantage", description="Standardise each reward in its group, then sum; or sum first."
     )
+    advantage_std: Literal["group", "global"] = Field(
+        "group", description="Rewards are divided by their std in the group, or over all groups of the iteration."
+    )
+    trim: float = Field(
+        0.0, ge=0.0, lt=0.5,
+        description="Share of a group's highest, and of its lowest, rewards left out of its mean and std.",
+    )
+    best_and_worst: int = Field(
+        0, ge=0, description="Train on the k highest and the k lowest advantages of each group alone; 0 = on all."
+    )
+    ratio_normalisation: bool = Field(
+        False, description="GRPO-Guard: centre and scale the log-ratio, and weigh each step's loss by −1/dt."
+    )
     kl_weight: float = Field(0.0, ge=0.0, description="β of the KL term to the base model; 0 = off.")
+
+
+class NftSettings(Section):
+    """DiffusionNFT, where `method` is "nft": training on noised copies of the drawn images; any solver draws them."""
+
+    beta: float = Field(1.0, gt=0.0, le=1.0, description="How far the implicit policies lie from the sampling one, β.")
+    timesteps_per_image: PositiveInt = Field(4, description="Noise levels each image is trained at, of the grid's.")
+    sampler_decay: float = Field(
+        0.5, ge=0.0, lt=1.0,
+        description="Decay an iteration of the averaged weights that draw the images; 0 = the newest weights do.",
+    )
+    base_weight: float = Field(
+        1e-4, ge=0.0, description="Weight of the squared distance to the base model's velocity; 0 = off."
+    )
 
 
 class OptimiserSettings(Section):
@@ -175,6 +232,9 @@ class RunSettings(Section):
 
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random in training.")
     iterations: PositiveInt = Field(100, le=1_000_000, description="Training iterations.")
+    method: Method = Field(
+        "grpo", description="GRPO on the window's stochastic steps, or DiffusionNFT on noised copies of the images."
+    )
     model: ModelSettings = ModelSettings()
     prompts: PromptSettings = PromptSettings()
     rewards: tuple[RewardSettings, ...] = (RewardSettings(name="composition"),)
@@ -182,6 +242,7 @@ class RunSettings(Section):
     window: WindowSettings = WindowSettings()
     flash: FlashSettings = FlashSettings()
     grpo: GrpoSettings = GrpoSettings()
+    nft: NftSettings = NftSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     tuning: TuningSettings = TuningSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -200,27 +261,19 @@ class RunSettings(Section):
         if not math.isfinite(sum(reward.weight for reward in self.rewards)):
             raise ValueError("The reward weights are too large to add up; use weights around 1.")
         self._check_window()
-        if self.sampling.shared_prefix and not self.sampling.shared_noise:
-            raise ValueError(
-                "sampling.shared_prefix needs sampling.shared_noise: images that start from different "
-                "noise have no common prefix. Turn shared_prefix off, or shared_noise on."
-            )
-        num_images = self.grpo.prompts_per_iteration * self.grpo.group_size
-        if self.grpo.updates_per_iteration > num_images:
-            raise ValueError(
-                f"grpo.updates_per_iteration is {self.grpo.updates_per_iteration}, but an iteration has "
-                f"only {num_images} images; use at most that many updates."
-            )
+        self._check_images()
+        if self.method == "nft":
+            self._check_nft()
         return self
 
     def _check_window(self) -> None:
         num_steps, size = self.sampling.num_steps, self.window.size
-        limit = num_steps - 2 - size
-        if limit < 0:
+        if size > num_steps - 1:
             raise ValueError(
-                f"The window has {size} steps but the last two of the {num_steps} sampling steps are never "
-                f"stochastic; use a window of at most {num_steps - 2} steps, or more sampling steps."
+                f"The window has {size} steps, but the last of the {num_steps} sampling steps is never stochastic; use "
+                f"a window of at most {num_steps - 1} steps, or more sampling steps."
             )
+        limit = last_position_of(size, num_steps)
         if self.window.start > limit:
             raise ValueError(
                 f"window.start is {self.window.start}, but with {num_steps} steps and a window of {size} "
@@ -231,10 +284,46 @@ class RunSettings(Section):
                 f"window.last is {self.window.last}; it must be between window.start ({self.window.start}) and {limit}."
             )
 
+    def _check_images(self) -> None:
+        if self.sampling.shared_prefix and not self.sampling.shared_noise:
+            raise ValueError(
+                "sampling.shared_prefix needs sampling.shared_noise: images that start from different "
+                "noise have no common prefix. Turn shared_prefix off, or shared_noise on."
+            )
+        grpo = self.grpo
+        if 2 * grpo.best_and_worst > grpo.group_size:
+            raise ValueError(
+                f"grpo.best_and_worst is {grpo.best_and_worst}, but a group has only {grpo.group_size} images; use at "
+                f"most {grpo.group_size // 2}."
+            )
+        num_images = grpo.prompts_per_iteration * self.num_trained_images
+        if grpo.updates_per_iteration > num_images:
+            raise ValueError(
+                f"grpo.updates_per_iteration is {grpo.updates_per_iteration}, but an iteration trains on "
+                f"only {num_images} images; use at most that many updates."
+            )
+
+    def _check_nft(self) -> None:
+        if self.sampling.shared_noise:
+            raise ValueError(
+                'method "nft" draws without randomness, so the images of a group must start from noise of their own: '
+                "turn sampling.shared_noise and sampling.shared_prefix off."
+            )
+        if self.nft.timesteps_per_image > self.sampling.num_steps:
+            raise ValueError(
+                f"nft.timesteps_per_image is {self.nft.timesteps_per_image}, but there are only "
+                f"{self.sampling.num_steps} sampling steps to choose from; use at most that many."
+            )
+
+    @property
+    def num_trained_images(self) -> int:
+        """Images of each group that are trained on."""
+        return 2 * self.grpo.best_and_worst or self.grpo.group_size
+
     @property
     def last_window_position(self) -> int:
-        """The last position l the window may take: `window.last`, or T−2−W."""
-        limit = self.sampling.num_steps - 2 - self.window.size
+        """The last position l the window may take: `window.last`, or that of `last_position_of`."""
+        limit = last_position_of(self.window.size, self.sampling.num_steps)
         return limit if self.window.last is None else self.window.last
 
     def digest(self) -> str:
@@ -245,6 +334,11 @@ class RunSettings(Section):
     def to_yaml(self) -> str:
         """The settings as YAML that `from_yaml` reads back to equal settings."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def last_position_of(window_size: int, num_steps: int) -> int:
+    """The last position l a window may take: T−2−W (MixGRPO, arXiv 2507.21802); 0 where it has every step but one."""
+    return max(0, num_steps - 2 - window_size)
 
 
 class SettingsError(ValueError):

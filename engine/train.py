@@ -1,10 +1,11 @@
 """The training loop, in reading order: sample, score, advantage, update, report.
 
 MixGRPO (arXiv 2507.21802): a group of images a prompt, stochastic steps inside a sliding window, deterministic ones
-elsewhere, and a clipped policy-gradient update on the window's steps alone.
+elsewhere, and a clipped policy-gradient update on the window's steps alone. Other methods are other settings of the
+same parts; DiffusionNFT (2509.16117) draws without a window and has an objective of its own.
 
 Deviations from the paper: the group's common ODE prefix is computed once (engine/sampling/rollout.py); samples whose
-advantage is zero are not trained on, since their gradient is zero; every random draw is a function of the seed and the
+advantage is zero are not trained on where their gradient is zero; every random draw is a function of the seed and the
 iteration (engine/seeds.py).
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +22,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.artifacts.checkpoint import Checkpoint, save_checkpoint
+from engine.artifacts.checkpoint import Checkpoint
 from engine.evaluation import evaluate
-from engine.events import CheckpointSaved, Event, Finished, IterationDone, Message, PhaseSeconds, Started
-from engine.models import PromptEmbeddings, TextToImage, load_model
-from engine.objective.advantage import balanced_splits, group_advantages
-from engine.objective.grpo import grpo_loss, kl_to_base
-from engine.prompts import RunPrompts, load_prompts, prompts_of_iteration
-from engine.rewards import Reward, make_rewards, score_all
-from engine.sampling.rollout import Plan, Rollout, Velocity, make_plan, rollout
-from engine.sampling.sde import Kernel, log_prob, make_kernel
+from engine.events import Finished, IterationDone, Message, PhaseSeconds, Started
+from engine.generators import derived_generator
+from engine.models import PromptEmbeddings
+from engine.objective.advantage import balanced_splits, best_and_worst, group_advantages
+from engine.objective.base import ImageVelocity, Objective, choose_steps
+from engine.objective.grpo import GrpoObjective
+from engine.objective.nft import NftObjective, noise_images
+from engine.prompts import prompts_of_iteration
+from engine.rewards import score_all
+from engine.run import Emit, Run, prepare, sampling_policy, save
+from engine.sampling.rollout import MicroBatches, Plan, Rollout, Velocity, make_plan, rollout
 from engine.sampling.window import window_start
-from engine.seeds import derived_generator
-from engine.settings import RewardName, RunSettings
-from engine.tuning import RunningAverage, Trainable, make_trainable
+from engine.settings import RunSettings
 from engine.versions import versions
-
-Emit = Callable[[Event], None]
-
-
-@dataclass
-class Run:
-    """Everything a run holds between iterations; `step` counts the finished ones."""
-
-    settings: RunSettings
-    out: Path
-    emit: Emit
-    model: TextToImage
-    device: torch.device
-    prompts: RunPrompts
-    rewards: dict[RewardName, Reward]
-    trainable: Trainable
-    optimiser: torch.optim.AdamW
-    kernel: Kernel
-    average: RunningAverage | None
-    step: int = 0
-    begun: float = field(default_factory=time.perf_counter)
-    first_step: int = 0
+from engine.work import num_trained_steps
 
 
 @dataclass(frozen=True)
@@ -113,48 +94,25 @@ def train(
     while run.step < settings.iterations:
         if should_stop():
             if run.step > run.first_step:
-                _save(run)
+                save(run)
             return _finish(run, "stopped")
         _iterate(run)
         last = run.step == settings.iterations
         if last or run.step % settings.evaluation.every == 0:
             _evaluate(run)
         if last or run.step % settings.checkpoints.every == 0:
-            _save(run)
+            save(run)
     return _finish(run, "completed")
 
 
-def prepare(settings: RunSettings, out: Path, emit: Emit, checkpoint: Checkpoint | None) -> Run:
-    """Load the model, the prompts and the rewards, and restore a checkpoint's state."""
-    if settings.compute.num_threads:
-        torch.set_num_threads(settings.compute.num_threads)
-    device = _device(settings.compute.device)
-    prompts = load_prompts(settings)
-    rewards = make_rewards(reward.name for reward in settings.rewards)
-    for reward in rewards.values():
-        reward.check_prompts((*prompts.training, *prompts.held_out))
-    model = load_model(settings.model)
-    model.to(device)
-    trainable = make_trainable(model, settings.tuning, settings.seed, keep_base=settings.grpo.kl_weight > 0)
-    options = settings.optimiser
-    optimiser = torch.optim.AdamW(
-        trainable.parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay
-    )
-    average = RunningAverage(trainable.state(), options.ema_decay) if options.ema_decay > 0 else None
-    run = Run(
-        settings=settings, out=out, emit=emit, model=model, device=device, prompts=prompts, rewards=rewards,
-        trainable=trainable, optimiser=optimiser, kernel=make_kernel(settings.sampling.kernel, settings.sampling.eta),
-        average=average,
-    )  # fmt: skip
-    if checkpoint is not None:
-        _restore(run, checkpoint)
-    return run
-
-
 def _iterate(run: Run) -> None:
-    batch = sample_and_score(run)
+    run.counter.take()
+    with sampling_policy(run):
+        batch = sample_and_score(run)
     begun = time.perf_counter()
     stats = update(run, batch)
+    if run.sampler is not None:
+        run.sampler.update(run.trainable.parameters)
     run.step += 1
     seconds = PhaseSeconds(**batch.seconds, train=time.perf_counter() - begun)
     done = run.step - run.first_step
@@ -171,7 +129,7 @@ def _iterate(run: Run) -> None:
             clipped_share=stats.clipped_share,
             window_start=batch.rollout.plan.window_start,
             seconds=seconds,
-            num_forwards=batch.rollout.num_forwards,
+            num_forwards=run.counter.take(),
             num_trained_steps=stats.num_trained,
             eta_seconds=rate * (run.settings.iterations - run.step),
         )
@@ -209,6 +167,8 @@ def sample_and_score(run: Run) -> Batch:
         {reward.name: reward.weight for reward in settings.rewards},
         mix=grpo.reward_mix,
         clip=grpo.advantage_clip,
+        std=grpo.advantage_std,
+        trim=grpo.trim,
     ).flatten()
     means = {name: float(np.nanmean(values)) for name, values in scored.values.items() if np.isfinite(values).any()}
     seconds = {
@@ -222,17 +182,22 @@ def sample_and_score(run: Run) -> Batch:
 
 def update(run: Run, batch: Batch) -> UpdateStats:
     """Split the images into balanced updates, and take one optimiser step on each."""
-    settings = run.settings
+    settings, grpo = run.settings, run.settings.grpo
+    objective = make_objective(run, batch)
+    # Where nothing but the advantage has a gradient, an image without one has none.
+    skips = settings.method == "grpo" and grpo.kl_weight == 0
+    selected = best_and_worst(batch.advantages.view(-1, grpo.group_size), grpo.best_and_worst)
     splits = balanced_splits(
-        batch.advantages, settings.grpo.updates_per_iteration, derived_generator(settings.seed, "updates", run.step)
+        batch.advantages[selected], grpo.updates_per_iteration, derived_generator(settings.seed, "updates", run.step)
     )
     taken: list[tuple[float, float, float]] = []  # loss, gradient norm and clipped share of each optimiser step
     drift, num_trained = 0.0, 0
     for split in splits:
-        chosen = split if settings.grpo.kl_weight > 0 else split[batch.advantages[split] != 0]
+        images = selected[split]
+        chosen = images[batch.advantages[images] != 0] if skips else images
         if len(chosen) == 0:
             continue
-        loss, share, largest = _accumulate(run, batch, chosen, len(split))
+        loss, share, largest = _accumulate(run, objective, chosen, len(images))
         norm = torch.nn.utils.clip_grad_norm_(run.trainable.parameters.values(), settings.optimiser.max_grad_norm)
         if not (math.isfinite(loss) and bool(torch.isfinite(norm))):
             raise ValueError(
@@ -245,45 +210,64 @@ def update(run: Run, batch: Batch) -> UpdateStats:
             run.average.update(run.trainable.parameters)
         drift = drift if taken else largest
         taken.append((loss, float(norm), share))
-        num_trained += len(chosen) * settings.window.size
+        num_trained += int(objective.trained[:, chosen].sum())
     loss, grad_norm, clipped_share = np.mean(taken, axis=0).tolist() if taken else (0.0, 0.0, 0.0)
     return UpdateStats(loss, grad_norm, drift, clipped_share, num_trained)
 
 
-def _accumulate(run: Run, batch: Batch, chosen: Tensor, num_images: int) -> tuple[float, float, float]:
-    """Add the gradient of the GRPO loss over the chosen images and the window's steps, a mean over `num_images`.
+def make_objective(run: Run, batch: Batch) -> Objective:
+    """What the iteration's updates minimise."""
+    settings, drawn = run.settings, batch.rollout
+    generator = derived_generator(settings.seed, "trained_steps", run.step)
+    num_images, num_chosen = len(drawn.latents), num_trained_steps(settings)
+    advantages = batch.advantages.to(run.device, drawn.latents.dtype)
+    if settings.method == "grpo":
+        velocity, base = _image_velocities(run, batch, settings.sampling.guidance_scale)
+        trained = choose_steps(settings.window.size, num_images, num_chosen, generator)
+        return GrpoObjective(trained, velocity, base, run.kernel, drawn, advantages, settings.grpo)
+    # Guidance, where the images were drawn with it, is learnt: the model is trained without (2509.16117).
+    velocity, base = _image_velocities(run, batch, 1.0)
+    sigmas = drawn.plan.sigmas[:-1]
+    trained = choose_steps(len(sigmas), num_images, num_chosen, generator)
+    noise = derived_generator(settings.seed, "forward_noise", run.step)
+    with sampling_policy(run):
+        in_batches = MicroBatches(velocity, settings.compute.micro_batch)
+        noised = noise_images(drawn.latents, sigmas, trained, in_batches, noise)
+    return NftObjective(trained, velocity, base, noised, advantages, settings.grpo.advantage_clip, settings.nft)
 
-    Returns the loss, the clipped share, and the largest |ρ−1|.
+
+def _accumulate(run: Run, objective: Objective, chosen: Tensor, num_images: int) -> tuple[float, float, float]:
+    """Add the gradient of the loss over the chosen images and their trained steps, a mean over `num_images`.
+
+    Returns the loss, the clipped share, and the largest drift.
     """
-    plan, window = batch.rollout.plan, run.settings.window.size
-    guidance, group_size = run.settings.sampling.guidance_scale, run.settings.grpo.group_size
-    velocity = _velocity(run, batch.embeddings, guidance)
-    total, clipped, drift = 0.0, 0.0, 0.0
-    for position, (sigma, sigma_next) in enumerate(plan.window_steps):
-        for part in chosen.split(run.settings.compute.micro_batch):
-            latents = batch.rollout.states[position, part]
-            rows = (part // group_size).to(run.device)
-            transition = run.kernel.transition(
-                latents, velocity(latents, sigma, rows), sigma, sigma_next, plan.sigma_first
-            )
-            new = log_prob(transition, batch.rollout.states[position + 1, part])
-            terms = grpo_loss(
-                new, batch.rollout.log_probs[position, part], batch.advantages[part].to(run.device),
-                run.settings.grpo.clip_range,
-            )  # fmt: skip
-            loss = terms.loss
-            if run.settings.grpo.kl_weight > 0:
-                with torch.no_grad(), run.trainable.left_out():
-                    base = run.kernel.transition(
-                        latents, velocity(latents, sigma, rows), sigma, sigma_next, plan.sigma_first
-                    )
-                loss = loss + run.settings.grpo.kl_weight * kl_to_base(transition.mean, base.mean, transition.std)
-            share = len(part) / (num_images * window)
-            (loss * share).backward()
-            total += float(loss.detach()) * share
-            clipped += float(terms.clipped_share) * share
-            drift = max(drift, float((terms.ratio.detach() - 1).abs().max()))
-    return total, clipped, drift
+    num_steps = num_trained_steps(run.settings)
+    totals: list[Tensor] = []
+    for step, trained in enumerate(objective.trained):
+        here = chosen[trained[chosen]]
+        for part in here.split(run.settings.compute.micro_batch) if len(here) else ():
+            terms = objective.terms(step, part.to(run.device))
+            share = len(part) / (num_images * num_steps)
+            (terms.loss * share).backward()
+            totals.append(torch.stack([terms.loss.detach() * share, terms.clipped_share * share, terms.drift]))
+    # Read once: until here nothing waits for the device.
+    figures = torch.stack(totals)
+    return float(figures[:, 0].sum()), float(figures[:, 1].sum()), float(figures[:, 2].max())
+
+
+def _image_velocities(run: Run, batch: Batch, guidance_scale: float) -> tuple[ImageVelocity, ImageVelocity]:
+    """The velocity of the policy in training and, without gradient, of the base model, for images by their index."""
+    of_prompts, group_size = _velocity(run, batch.embeddings, guidance_scale), run.settings.grpo.group_size
+
+    def velocity(latents: Tensor, sigma: float, images: Tensor) -> Tensor:
+        return of_prompts(latents, sigma, images // group_size)
+
+    @torch.no_grad()
+    def base_velocity(latents: Tensor, sigma: float, images: Tensor) -> Tensor:
+        with run.trainable.left_out():
+            return velocity(latents, sigma, images)
+
+    return velocity, base_velocity
 
 
 def _velocity(run: Run, embeddings: PromptEmbeddings, guidance_scale: float) -> Velocity:
@@ -305,9 +289,11 @@ def _initial_noise(run: Run, iteration: int) -> Tensor:
 
 def _plan(run: Run, iteration: int) -> Plan:
     settings = run.settings
-    start = window_start(settings.window, settings.sampling.num_steps, settings.seed, iteration)
     model_sigmas = run.model.sigmas(settings.sampling.num_steps) if settings.sampling.shift == "model" else None
-    return make_plan(settings.sampling, settings.window, settings.flash, start, model_sigmas)
+    if settings.method == "nft":
+        return make_plan(settings.sampling, settings.flash, 0, 0, model_sigmas)
+    start = window_start(settings.window, settings.sampling.num_steps, settings.seed, iteration)
+    return make_plan(settings.sampling, settings.flash, start, settings.window.size, model_sigmas)
 
 
 @torch.no_grad()
@@ -332,48 +318,6 @@ def _evaluate(run: Run) -> None:
         measure()
 
 
-def _save(run: Run) -> None:
-    name = "adapter" if run.settings.tuning.method == "lora" else "transformer"
-    tensors: dict[str, dict[str, Tensor]] = {f"{name}.safetensors": run.trainable.state()}
-    tensors["optimiser.safetensors"] = _optimiser_tensors(run)
-    if run.average is not None:
-        tensors["ema.safetensors"] = run.average.average
-    path = save_checkpoint(
-        run.out / "checkpoints", run.step, tensors, {"step": run.step, "base": str(run.settings.model.name)},
-        run.settings, versions(), keep=run.settings.checkpoints.keep,
-    )  # fmt: skip
-    num_bytes = sum(file.stat().st_size for file in path.iterdir())
-    run.emit(
-        CheckpointSaved(time=time.time(), step=run.step, path=path.relative_to(run.out).as_posix(), num_bytes=num_bytes)
-    )
-
-
-def _optimiser_tensors(run: Run) -> dict[str, Tensor]:
-    """AdamW's state as named tensors: `<weight>/<exp_avg | exp_avg_sq | step>`."""
-    return {
-        f"{name}/{key}": value.detach().cpu().clone()
-        for name, parameter in run.trainable.parameters.items()
-        for key, value in run.optimiser.state.get(parameter, {}).items()
-    }
-
-
-def _restore(run: Run, checkpoint: Checkpoint) -> None:
-    name = "adapter" if run.settings.tuning.method == "lora" else "transformer"
-    run.trainable.load(checkpoint.tensors[f"{name}.safetensors"])
-    states: dict[str, dict[str, Any]] = {}
-    for key, value in checkpoint.tensors["optimiser.safetensors"].items():
-        weight, entry = key.rsplit("/", 1)
-        states.setdefault(weight, {})[entry] = value
-    for weight, state in states.items():
-        parameter = run.trainable.parameters[weight]
-        run.optimiser.state[parameter] = {
-            entry: value if entry == "step" else value.to(parameter.device) for entry, value in state.items()
-        }
-    if run.average is not None:
-        run.average.average = dict(checkpoint.tensors["ema.safetensors"])
-    run.step = run.first_step = checkpoint.step
-
-
 def _started(run: Run) -> Started:
     kind = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "CPU"
     return Started(
@@ -385,11 +329,3 @@ def _finish(run: Run, outcome: Any) -> Finished:
     finished = Finished(time=time.time(), step=run.step, outcome=outcome)
     run.emit(finished)
     return finished
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError('compute.device is "cuda", but torch sees no CUDA GPU here; use "auto" or "cpu".')
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

@@ -2,7 +2,8 @@
 
 Deviations from the published code: an image for which a weighted reward failed leaves its group's statistics and
 gets advantage 0 (there a failure scores 0.0 and is learnt from); a group whose scores are equal within float noise
-has advantage 0 (there the noise is blown up to ±1); weights are normalised to sum 1; every prompt is handled.
+has advantage 0 (there the noise is blown up to ±1); weights are normalised to sum 1; every prompt is handled. Trimmed
+statistics leave out as many of the lowest rewards as of the highest, and apply to the mean as well as the std.
 """
 
 from __future__ import annotations
@@ -23,11 +24,17 @@ def group_advantages(
     weights: Mapping[str, float],
     mix: Literal["advantage", "reward"],
     clip: float,
+    *,
+    std: Literal["group", "global"] = "group",
+    trim: float = 0.0,
 ) -> Tensor:
     """Advantages (P, G), clipped to ±`clip`, of scores (P, G) by reward name; NaN or ±inf marks a score that failed.
 
     (r − mean)/(std + 1e-8) over each group, unbiased std. Mix "advantage" standardises each reward, then sums them by
-    weight; "reward" sums first. An image with a failed score of a weighted reward, or alone in its group, gets 0.
+    weight; "reward" sums first. The std is the group's own, or "global": that of all groups' rewards together
+    (Flow-GRPO, 2505.05470). `trim` leaves that share of a group's valid scores, rounded down, out of its statistics at
+    either end; those images keep their advantage, and a group whose other scores are all equal is not trimmed. An image
+    with a failed score of a weighted reward, or alone in its group, gets 0.
     Raises ValueError if no weight is above 0, or a weighted reward has no scores.
     """
     used = {name: weight for name, weight in weights.items() if weight > 0}
@@ -43,12 +50,29 @@ def group_advantages(
     weighted = shares[:, None, None] * rewards.masked_fill(~valid, 0.0)
     size = weighted.abs()
     if mix == "reward":
-        mixed = _standardised(weighted.sum(0), size.sum(0), valid)
+        mixed = _standardised(weighted.sum(0), size.sum(0), valid, std, trim)
     else:
         # Standardised before the weight: a tiny weight must not meet the 1e-8 under the fraction.
         parts = rewards.masked_fill(~valid, 0.0)
-        mixed = (shares[:, None, None] * _standardised(parts, parts.abs(), valid)).sum(0)
+        standardised = [_standardised(part, part.abs(), valid, std, trim) for part in parts]
+        mixed = (shares[:, None, None] * torch.stack(standardised)).sum(0)
     return mixed.clamp(-clip, clip).to(dtype)
+
+
+def best_and_worst(advantages: Tensor, count: int) -> Tensor:
+    """Indices (long), into (P, G) flattened, of the `count` highest and the `count` lowest advantages of each group.
+
+    Ties go to the earlier image. Every image, in order, for a count of 0. Raises ValueError if 2·count > G.
+    """
+    num_groups, group_size = advantages.shape
+    if count == 0:
+        return torch.arange(num_groups * group_size, device=advantages.device)
+    if 2 * count > group_size:
+        raise ValueError(f"A group of {group_size} images has no {count} best and {count} worst; choose fewer.")
+    order = advantages.argsort(dim=1, descending=True, stable=True)
+    chosen = torch.cat([order[:, :count], order[:, -count:]], dim=1).sort(dim=1).values
+    first = group_size * torch.arange(num_groups, device=advantages.device)
+    return (first[:, None] + chosen).flatten()
 
 
 def balanced_splits(advantages: Tensor, num_updates: int, generator: torch.Generator) -> list[Tensor]:
@@ -67,16 +91,42 @@ def balanced_splits(advantages: Tensor, num_updates: int, generator: torch.Gener
     return [deck[first::num_updates] for first in range(num_updates)]
 
 
-def _standardised(rewards: Tensor, size: Tensor, valid: Tensor) -> Tensor:
-    """(r − mean)/(std + 1e-8) over the valid of each group (…, G); 0 where invalid, or all equal within float noise.
+def _standardised(
+    rewards: Tensor, size: Tensor, valid: Tensor, std: Literal["group", "global"], trim: float
+) -> Tensor:
+    """(r − mean)/(std + 1e-8) of the valid of each group (P, G); 0 where invalid, or all equal within float noise.
 
-    `size` (…, G) is the magnitude of what each reward was summed from: the scale of its rounding.
+    `size` (P, G) is the magnitude of what each reward was summed from: the scale of its rounding.
     """
-    count = valid.sum(-1, keepdim=True)
-    mean = (rewards * valid).sum(-1, keepdim=True) / count.clamp(min=1)
-    deviation = (rewards - mean) * valid
-    std = (deviation.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    highest = rewards.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
-    lowest = rewards.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
     noise = _FLOAT_NOISE * (size * valid).amax(-1, keepdim=True)
-    return torch.where(highest - lowest > noise, deviation / (std + _EPSILON), torch.zeros_like(deviation))
+    counted = _untrimmed(rewards, valid, trim)
+    counted = torch.where(_range(rewards, counted) > noise, counted, valid)
+    mean = _mean(rewards, counted)
+    spread = _std(rewards.flatten(), counted.flatten()) if std == "global" else _std(rewards, counted)
+    deviation = (rewards - mean) * valid
+    return torch.where(_range(rewards, valid) > noise, deviation / (spread + _EPSILON), torch.zeros_like(deviation))
+
+
+def _untrimmed(rewards: Tensor, valid: Tensor, trim: float) -> Tensor:
+    """Which of the valid (P, G) are left when ⌊trim·n⌋ of each group's n are dropped at either end."""
+    count = valid.sum(-1, keepdim=True)
+    dropped = (trim * count).floor()
+    rank = rewards.masked_fill(~valid, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
+    return valid & (rank >= dropped) & (rank < count - dropped)
+
+
+def _mean(rewards: Tensor, counted: Tensor) -> Tensor:
+    """The mean over the last dimension of those that count: (…, 1)."""
+    return (rewards * counted).sum(-1, keepdim=True) / counted.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _std(rewards: Tensor, counted: Tensor) -> Tensor:
+    """The unbiased standard deviation over the last dimension of those that count: (…, 1)."""
+    squares = ((rewards - _mean(rewards, counted)) * counted).square().sum(-1, keepdim=True)
+    return (squares / (counted.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt()
+
+
+def _range(rewards: Tensor, counted: Tensor) -> Tensor:
+    """Highest minus lowest over the last dimension of those that count: (…, 1); −∞ where none do."""
+    highest = rewards.masked_fill(~counted, -torch.inf).amax(-1, keepdim=True)
+    return highest - rewards.masked_fill(~counted, torch.inf).amin(-1, keepdim=True)

@@ -15,10 +15,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from engine.sampling.schedule import flow_sigmas, num_tail_steps, regrid_tail, tail_sigmas
+from engine.sampling.schedule import flow_sigmas, regrid_tail, tail_sigmas
 from engine.sampling.sde import Kernel, clean_prediction, draw, log_prob, ode_step
-from engine.sampling.solvers import DpmSolver, History
-from engine.settings import FlashSettings, SamplingSettings, WindowSettings
+from engine.sampling.solvers import History, Solver, make_solver
+from engine.settings import FlashSettings, SamplingSettings
+from engine.work import num_tail_steps
 
 Velocity = Callable[[Tensor, float, Tensor], Tensor]
 """(latents (B, …), σ, prompt index (B,) long) → velocity ε−x0 (B, …), in any float precision."""
@@ -26,17 +27,21 @@ Velocity = Callable[[Tensor, float, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of one rollout: grid σ (T+1), window l … l+W−1, and for Flash the tail's grid and solver."""
+    """The steps of one rollout: grid σ (T+1), window l … l+W−1, and for Flash the tail's grid and solver.
+
+    A window of no steps, at 0, makes every step deterministic.
+    """
 
     sigmas: tuple[float, ...]
     window_start: int
     window_size: int
     tail: tuple[float, ...] | None = None
-    solver: DpmSolver | None = None
+    solver: Solver | None = None
 
     def __post_init__(self) -> None:
         assert (self.tail is None) == (self.solver is None), "a tail's grid and its solver come together"
-        if self.window_size < 1 or not 0 <= self.window_start < len(self.sigmas) - 1 - self.window_size:
+        no_window = self.window_start == self.window_size == 0
+        if not no_window and not 0 <= self.window_start < self.num_steps - self.window_size < self.num_steps:
             raise ValueError(
                 f"A window of {self.window_size} steps from step {self.window_start} does not fit {self.num_steps} "
                 "sampling steps: the step to σ = 0 is never stochastic."
@@ -68,49 +73,46 @@ class Plan:
         """The σ's from the window's end to 0: Flash's, or the rest of the grid."""
         return self.sigmas[self.window_end :] if self.tail is None else self.tail
 
-    def num_forwards(self, num_prompts: int, group_size: int, shared_prefix: bool) -> int:
-        """Forwards of one image in a rollout: l for each prompt (or image), then W and the tail for each image."""
-        num_images = num_prompts * group_size
-        prefix = self.window_start * (num_prompts if shared_prefix else num_images)
-        return prefix + (self.window_size + len(self.tail_grid) - 1) * num_images
-
 
 @dataclass(frozen=True)
 class Rollout:
     """Sampled images and what training needs of them; N = P·G, prompt-major; float32 unless the noise was float64.
 
-    latents: (N, …) at σ = 0. states: (W+1, N, …) at the window's edges. log_probs: (W, N) of the window's steps.
-    num_forwards: forwards of one image, counted as they were made.
+    latents: (N, …) at σ = 0. states: (W+1, N, …) at the window's edges. means (W, N, …) and log_probs (W, N): of the
+    window's steps, by the policy that drew them.
+    num_velocities: velocities of one image, counted as they were asked for.
     """
 
     latents: Tensor
     states: Tensor
+    means: Tensor
     log_probs: Tensor
     plan: Plan
-    num_forwards: int
+    num_velocities: int
 
 
 def make_plan(
     sampling: SamplingSettings,
-    window: WindowSettings,
     flash: FlashSettings,
-    start: int,
+    window_start: int,
+    window_size: int,
     model_sigmas: Tensor | None = None,
 ) -> Plan:
-    """The plan with the window at `start`; `model_sigmas` (T+1,) is the model's own grid, used for shift "model".
+    """The plan with that window (of no steps: all deterministic).
 
+    `model_sigmas` (T+1,) is the model's own grid, used for shift "model".
     Raises ValueError if the window does not fit, or the model's grid is missing or no grid of T steps down to 0.
     """
-    num_steps, end = sampling.num_steps, start + window.size
+    num_steps, end = sampling.num_steps, window_start + window_size
     grid = _model_grid(model_sigmas, num_steps) if sampling.shift == "model" else flow_sigmas(num_steps, sampling.shift)
-    plan = Plan(tuple(grid.tolist()), start, window.size)
+    plan = Plan(tuple(grid.tolist()), window_start, window_size)
     if not flash.enabled:
         return plan
     if sampling.shift == "model":
         tail = regrid_tail(grid, end, num_tail_steps(num_steps - end, flash.ratio))
     else:
         tail = tail_sigmas(num_steps, sampling.shift, end, flash.ratio)
-    return Plan(plan.sigmas, start, window.size, tuple(tail.tolist()), DpmSolver(flash.order, flash.solver_type))
+    return Plan(plan.sigmas, window_start, window_size, tuple(tail.tolist()), make_solver(flash))
 
 
 @torch.no_grad()
@@ -131,18 +133,16 @@ def rollout(  # noqa: PLR0917 - what goes in, in the order it is used
     The window's noise comes from `generator`, for the whole batch at once: micro-batching changes no draw.
     Raises ValueError if the noise has another number of rows, or is not shared though the prefix is.
     """
-    forward = _MicroBatches(velocity, micro_batch)
+    forward = MicroBatches(velocity, micro_batch)
     latents = _initial_latents(noise, num_prompts, group_size, shared_prefix)
     prompts = torch.arange(num_prompts, device=noise.device)
     images = prompts.repeat_interleave(group_size)
     latents, history = _prefix(forward, latents, prompts if shared_prefix else images, plan)
     if shared_prefix:
         latents, history = latents.repeat_interleave(group_size, dim=0), history.repeat(group_size)
-    states, log_probs, history = _window(
-        forward, latents, images, history, plan, kernel=kernel, generator=generator
-    )
-    latents = _tail(forward, states[-1], images, plan, history)
-    return Rollout(latents, states, log_probs, plan, forward.num_forwards)
+    window, history = _window(forward, latents, images, history, plan, kernel=kernel, generator=generator)
+    latents = _tail(forward, window.states[-1], images, plan, history)
+    return Rollout(latents, window.states, window.means, window.log_probs, plan, forward.num_velocities)
 
 
 @torch.no_grad()
@@ -150,25 +150,35 @@ def sample_ode(
     velocity: Velocity, noise: Tensor, prompt_index: Tensor, sigmas: Sequence[float], micro_batch: int
 ) -> Tensor:
     """The images' latents (B, …) at the end of the grid, from `noise` (B, …) at its start, by Euler's steps alone."""
-    forward = _MicroBatches(velocity, micro_batch)
+    forward = MicroBatches(velocity, micro_batch)
     return _euler(forward, _working(noise), prompt_index, sigmas)
 
 
-class _MicroBatches:
+@dataclass(frozen=True)
+class _Window:
+    """The stochastic steps, as `Rollout` has them."""
+
+    states: Tensor
+    means: Tensor
+    log_probs: Tensor
+
+
+class MicroBatches:
     """A velocity evaluated at most `size` images at a time, which counts the images."""
 
     def __init__(self, velocity: Velocity, size: int) -> None:
         self.velocity = velocity
         self.size = size
-        self.num_forwards = 0
+        self.num_velocities = 0
 
     def __call__(self, latents: Tensor, sigma: float, prompt_index: Tensor) -> Tensor:
-        self.num_forwards += len(latents)
+        """The velocity (B, …), in parts."""
+        self.num_velocities += len(latents)
         parts = zip(latents.split(self.size), prompt_index.split(self.size), strict=True)
         return torch.cat([self.velocity(part, sigma, index) for part, index in parts])
 
 
-def _prefix(forward: _MicroBatches, latents: Tensor, prompt_index: Tensor, plan: Plan) -> tuple[Tensor, History]:
+def _prefix(forward: MicroBatches, latents: Tensor, prompt_index: Tensor, plan: Plan) -> tuple[Tensor, History]:
     """The ODE steps before the window, with their clean predictions."""
     history = History()
     for sigma, sigma_next in pairwise(plan.sigmas[: plan.window_start + 1]):
@@ -179,7 +189,7 @@ def _prefix(forward: _MicroBatches, latents: Tensor, prompt_index: Tensor, plan:
 
 
 def _window(
-    forward: _MicroBatches,
+    forward: MicroBatches,
     latents: Tensor,
     prompt_index: Tensor,
     history: History,
@@ -187,22 +197,25 @@ def _window(
     *,
     kernel: Kernel,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor, History]:
-    """The stochastic steps: states (W+1, N, …), log-probabilities (W, N), and the clean predictions."""
-    states, log_probs = [latents], []
-    for sigma, sigma_next in plan.window_steps:
+) -> tuple[_Window, History]:
+    """The stochastic steps, and the clean predictions."""
+    states = latents.new_empty(plan.window_size + 1, *latents.shape)
+    means = latents.new_empty(plan.window_size, *latents.shape)
+    log_probs = latents.new_empty(plan.window_size, len(latents))
+    states[0] = latents
+    for step, (sigma, sigma_next) in enumerate(plan.window_steps):
         velocity = forward(latents, sigma, prompt_index)
         history = _warmed(history, plan, latents, velocity, sigma)
         transition = kernel.transition(latents, velocity, sigma, sigma_next, plan.sigma_first)
         # Drawn where the generator lives, so that a seed means the same noise on every device.
         noise = torch.randn(latents.shape, generator=generator, device=generator.device, dtype=latents.dtype)
         latents = draw(transition, noise.to(latents.device))
-        states.append(latents)
-        log_probs.append(log_prob(transition, latents))
-    return torch.stack(states), torch.stack(log_probs), history
+        states[step + 1], means[step] = latents, transition.mean
+        log_probs[step] = log_prob(transition, latents)
+    return _Window(states, means, log_probs), history
 
 
-def _tail(forward: _MicroBatches, latents: Tensor, prompt_index: Tensor, plan: Plan, history: History) -> Tensor:
+def _tail(forward: MicroBatches, latents: Tensor, prompt_index: Tensor, plan: Plan, history: History) -> Tensor:
     """The deterministic steps after the window, to σ = 0."""
     if plan.solver is None:
         return _euler(forward, latents, prompt_index, plan.tail_grid)
@@ -211,7 +224,7 @@ def _tail(forward: _MicroBatches, latents: Tensor, prompt_index: Tensor, plan: P
     )
 
 
-def _euler(forward: _MicroBatches, latents: Tensor, prompt_index: Tensor, sigmas: Sequence[float]) -> Tensor:
+def _euler(forward: MicroBatches, latents: Tensor, prompt_index: Tensor, sigmas: Sequence[float]) -> Tensor:
     for sigma, sigma_next in pairwise(sigmas):
         latents = ode_step(latents, forward(latents, sigma, prompt_index), sigma, sigma_next)
     return latents

@@ -8,10 +8,11 @@ for n = 1 the image stays noisy); n is rounded up, from the ratio's decimal digi
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import torch
 from torch import Tensor
+
+from engine.work import num_tail_steps
 
 
 def flow_sigmas(num_steps: int, shift: float) -> Tensor:
@@ -22,12 +23,6 @@ def flow_sigmas(num_steps: int, shift: float) -> Tensor:
     if num_steps < 1:
         raise ValueError(f"A time grid needs at least one step, not {num_steps}.")
     return _shifted(1.0 - torch.arange(num_steps + 1, dtype=torch.float64) / num_steps, shift)
-
-
-def num_tail_steps(steps_left: int, ratio: float) -> int:
-    """Steps of the Flash tail that replaces `steps_left` steps: max(1, ⌈ratio·steps_left⌉) (MixGRPO-Flash)."""
-    # In binary 0.55·20 is a hair above 11 and would round up to 12; the decimal the user wrote is what is meant.
-    return max(1, math.ceil(Fraction(repr(float(ratio))) * steps_left))
 
 
 def tail_sigmas(num_steps: int, shift: float, start: int, ratio: float) -> Tensor:

@@ -49,7 +49,7 @@ def test_changed_value_lands_in_its_place() -> None:
 
 
 def test_mistakes_are_sentences() -> None:
-    with pytest.raises(SettingsError, match="last two of the 4 sampling steps"):
+    with pytest.raises(SettingsError, match="last of the 4 sampling steps"):
         parse_settings(with_values(RunSettings(), {"sampling.num_steps": 4}))
 
 
@@ -57,5 +57,7 @@ def test_estimate_counts_images() -> None:
     settings = parse_settings(with_values(RunSettings(), {"iterations": 20, "evaluation.every": 10}))
     text = estimate(settings)
     assert "48 images an iteration (4 prompts × 12), 960 in all" in text
+    # MixGRPO's mean over its positions: 4 prompts × (9.5 shared + 15.5 × 12) forwards, 4 steps of 48 images.
+    assert "782 transformer forwards and 192 trained steps an iteration" in text
     # Steps 0, 10 and 20, of 16 prompts each.
     assert "48 held-out images over 3 samplings" in text

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.objective.advantage import balanced_splits, group_advantages
+from engine.objective.advantage import balanced_splits, best_and_worst, group_advantages
 
 NAN = math.nan
 
@@ -167,3 +167,33 @@ def test_splits_are_drawn_from_the_generator():
 def test_more_updates_than_samples_are_refused(num_updates):
     with pytest.raises(ValueError, match="3 samples cannot be split"):
         balanced_splits(torch.ones(3), num_updates, torch.Generator())
+
+
+def test_a_global_std_is_that_of_all_rewards_together():
+    first, second = [1.0, 2.0, 6.0], [10.0, 30.0, 20.0]
+    spread = statistics.stdev(first + second) + 1e-8
+    expected = [[(score - statistics.mean(group)) / spread for score in group] for group in (first, second)]
+    _near(group_advantages({"a": _scores(first, second)}, {"a": 1.0}, "advantage", 5.0, std="global"), expected)
+
+
+def test_trimmed_statistics_leave_out_as_many_at_either_end():
+    group = [5.0, 1.0, 2.0, 100.0, 4.0, 3.0, NAN]
+    # Six valid scores: ⌊0.2·6⌋ = 1 dropped at either end, and still given its advantage.
+    kept = [5.0, 2.0, 4.0, 3.0]
+    mean, spread = statistics.mean(kept), statistics.stdev(kept) + 1e-8
+    expected = [(score - mean) / spread for score in group[:6]] + [0.0]
+    _near(group_advantages({"a": _scores(group)}, {"a": 1.0}, "advantage", 99.0, trim=0.2), [expected])
+
+
+def test_a_group_that_trimming_would_leave_equal_is_not_trimmed():
+    group = [0.0, 0.0, 0.0, 0.0, 1.0]
+    _near(group_advantages({"a": _scores(group)}, {"a": 1.0}, "advantage", 5.0, trim=0.2), [_standardised(group)])
+
+
+def test_the_best_and_the_worst_of_each_group():
+    advantages = _scores([0.0, 3.0, -1.0, 2.0, -2.0], [1.0, 1.0, 1.0, -3.0, 0.0])
+    assert best_and_worst(advantages, 1).tolist() == [1, 4, 5, 8]
+    assert best_and_worst(advantages, 2).tolist() == [1, 2, 3, 4, 5, 6, 8, 9]
+    assert best_and_worst(advantages, 0).tolist() == list(range(10))
+    with pytest.raises(ValueError, match="no 3 best and 3 worst"):
+        best_and_worst(advantages, 3)

@@ -119,28 +119,79 @@ def test_a_draw_is_mean_plus_noise_times_std():
     torch.testing.assert_close(drawn, mean + noise / 4, rtol=0, atol=0)
 
 
-def _gaussian_velocity(mean: float, std: float, latents: Tensor, sigma: float) -> Tensor:
+def _gaussian_velocity(latents: Tensor, sigma: float, mean: float = 1.5, std: float = 0.4) -> Tensor:
     """E[ε − x0 | x] for x0 of N(mean, std²): exact."""
     variance = (1 - sigma) ** 2 * std**2 + sigma**2
     slope = (sigma - (1 - sigma) * std**2) / variance
     return -mean + slope * (latents - (1 - sigma) * mean)
 
 
-@pytest.mark.parametrize("name_eta", [("ode", 0.0), ("flow_sde", 0.7), ("dance_sde", 0.3), ("dance_sde", 0.8)])
-def test_samplers_end_in_the_gaussian_they_aim_at(name_eta):
-    """With the exact velocity of N(1.5, 0.4²), mean and std within Monte-Carlo error (and O(1/T) of the steps)."""
-    name, eta = name_eta
-    generator = torch.Generator().manual_seed(5)
-    num_samples = 40_000
-    sigmas = flow_sigmas(300, 1.0).tolist()
+def _step(name: str, eta: float, latents: Tensor, sigmas: list[float], step: int, std: float) -> Transition:
+    """A sampler's step towards N(1.5, std²); the last, and every step of "ode", is Euler's."""
+    sigma, sigma_next = sigmas[step : step + 2]
+    velocity = _gaussian_velocity(latents, sigma, std=std)
+    if name == "ode" or step == len(sigmas) - 2:
+        return Transition(ode_step(latents, velocity, sigma, sigma_next), torch.zeros((), dtype=torch.float64))
+    return make_kernel(name, eta).transition(latents, velocity, sigma, sigma_next, sigmas[1])
+
+
+def _marginals(name: str, eta: float, num_steps: int, std: float = 0.4) -> list[tuple[float, float]]:
+    """Mean and std at each σ of the shifted grid, from N(0, 1), without sampling.
+
+    The velocity is affine in x, so each step's mean is a·x + b; a and b are read off at x = 0 and x = 1.
+    """
+    sigmas = flow_sigmas(num_steps, 3.0).tolist()
+    probes = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    marginals = [(0.0, 1.0)]
+    for step in range(num_steps):
+        transition = _step(name, eta, probes, sigmas, step, std)
+        b, a = float(transition.mean[0]), float(transition.mean[1] - transition.mean[0])
+        mean, spread = marginals[-1]
+        marginals.append((a * mean + b, math.hypot(a * spread, float(transition.std))))
+    return marginals
+
+
+@pytest.mark.parametrize(
+    ("name", "eta"), [("ode", 0.0), ("flow_sde", 0.7), ("flow_sde", 1.0), ("dance_sde", 0.3), ("dance_sde", 0.8)]
+)
+def test_samplers_end_in_the_gaussian_they_aim_at_as_steps_get_small(name, eta):
+    """Mean exactly 1.5 with any number of steps; the std's error falls like 1/T."""
+    ends = [_marginals(name, eta, num_steps)[-1] for num_steps in (200, 400, 800)]
+    assert [mean for mean, _ in ends] == pytest.approx([1.5] * 3, abs=1e-9)
+    errors = [abs(std - 0.4) for _, std in ends]
+    assert errors[0] < 0.008
+    assert all(fine < 0.55 * coarse for coarse, fine in pairwise(errors))
+
+
+def test_cps_ends_in_the_gaussian_when_its_noise_falls_with_the_step():
+    """Its noise is a share of σ' whatever the step: η has to fall like √dt, or the images lose some of their spread."""
+    ends = [_marginals("cps", 1.5 / math.sqrt(num_steps), num_steps)[-1] for num_steps in (200, 400, 800)]
+    assert [mean for mean, _ in ends] == pytest.approx([1.5] * 3, abs=1e-9)
+    errors = [abs(std - 0.4) for _, std in ends]
+    assert errors[0] < 0.01
+    assert all(fine < 0.55 * coarse for coarse, fine in pairwise(errors))
+    assert _marginals("cps", 0.5, 800)[-1][1] == pytest.approx(0.366, abs=1e-3)
+
+
+@pytest.mark.parametrize("eta", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("num_steps", [3, 25])
+def test_cps_preserves_its_coefficients_at_every_step(eta, num_steps):
+    """Where one image is the whole target, x̂0 and x̂1 are exact, and x_σ is N((1−σ)·x0, σ²) for any η and any T."""
+    sigmas = flow_sigmas(num_steps, 3.0).tolist()
+    expected = [((1 - sigma) * 1.5, sigma) for sigma in sigmas]
+    for actual, wanted in zip(_marginals("cps", eta, num_steps, std=0.0), expected, strict=True):
+        assert actual == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ode", 0.0), ("flow_sde", 0.7), ("dance_sde", 0.8), ("cps", 0.3)])
+def test_drawn_samples_have_the_marginals(name, eta):
+    """By Monte Carlo through `draw`: mean and std within four standard errors of those worked out above."""
+    generator, num_samples = torch.Generator().manual_seed(5), 4000
+    sigmas = flow_sigmas(50, 3.0).tolist()
     latents = torch.randn((num_samples, 1), generator=generator, dtype=torch.float64)
-    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        velocity = _gaussian_velocity(1.5, 0.4, latents, sigma)
-        if name == "ode" or step == len(sigmas) - 2:
-            latents = ode_step(latents, velocity, sigma, sigma_next)
-        else:
-            transition = make_kernel(name, eta).transition(latents, velocity, sigma, sigma_next, sigmas[1])
-            latents = draw(transition, torch.randn(latents.shape, generator=generator, dtype=torch.float64))
-    # Four standard errors of the mean are 0.008, of the std 0.006; the steps' own bias is below 0.003.
-    assert float(latents.mean()) == pytest.approx(1.5, abs=0.011)
-    assert float(latents.std()) == pytest.approx(0.4, abs=0.009)
+    for step in range(50):
+        transition = _step(name, eta, latents, sigmas, step, 0.4)
+        latents = draw(transition, torch.randn(latents.shape, generator=generator, dtype=torch.float64))
+    mean, std = _marginals(name, eta, 50)[-1]
+    assert float(latents.mean()) == pytest.approx(mean, abs=4 * std / math.sqrt(num_samples))
+    assert float(latents.std()) == pytest.approx(std, abs=4 * std / math.sqrt(2 * num_samples))

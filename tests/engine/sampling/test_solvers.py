@@ -2,16 +2,39 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from engine.sampling.schedule import flow_sigmas
+from engine.sampling.schedule import flow_sigmas, tail_sigmas
 from engine.sampling.sde import clean_prediction, ode_step
-from engine.sampling.solvers import DpmSolver, History, largest_order
+from engine.sampling.solvers import (
+    SOLVERS,
+    DeisSolver,
+    DpmSolver,
+    History,
+    Solver,
+    UniPcSolver,
+    largest_order,
+    make_solver,
+)
+from engine.settings import SOLVER_TYPES, FlashSettings, SolverName
 
+# diffusers' DEIS calls numpy on tensors, in ways that numpy wants to end.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
+]
+
+EVERY_SOLVER: list[Solver] = [
+    make_solver(FlashSettings(solver=name, order=order, solver_type=variant))
+    for name, variants in SOLVER_TYPES.items()
+    for variant in variants or (None,)
+    for order in (1, 2, 3)
+]
 ORDERS = [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint")]
 
 
@@ -134,3 +157,154 @@ def test_a_history_keeps_the_three_newest_and_branches_by_rows():
     repeated = history.repeat(2)
     assert repeated.sigmas == history.sigmas
     assert repeated.cleans[-1].flatten().tolist() == [4, 4, 14, 14]
+
+
+def test_every_solver_name_has_a_solver_and_its_first_variant_is_the_usual_one():
+    assert set(SOLVERS) == set(SOLVER_TYPES) == set(get_args(SolverName))
+    assert make_solver(FlashSettings()) == DpmSolver(2, SOLVER_TYPES["dpmsolver++"][0])
+    assert make_solver(FlashSettings(solver="unipc", order=3)) == UniPcSolver(3, SOLVER_TYPES["unipc"][0])
+    assert make_solver(FlashSettings(solver="unipc", solver_type="bh1")) == UniPcSolver(2, "bh1")
+    assert make_solver(FlashSettings(solver="deis", order=1)) == DeisSolver(1)
+
+
+@pytest.mark.parametrize(
+    ("solver", "slope"),
+    [
+        (UniPcSolver(1, "bh1"), 2), (UniPcSolver(1, "bh2"), 2), (UniPcSolver(2, "bh1"), 3), (UniPcSolver(2, "bh2"), 3),
+        (UniPcSolver(3, "bh1"), 3), (UniPcSolver(3, "bh2"), 3),
+        (DeisSolver(1), 1), (DeisSolver(2), 2), (DeisSolver(3), 2),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_the_error_of_diffusers_solvers_falls_as_stated(solver, slope):
+    """On the linear velocity, from an exact state at σ = 0.9; the last step, to σ = 0, asks what is at σ = 0.2."""
+    errors = []
+    z = torch.tensor([[1.3, -0.8]], dtype=torch.float64)
+    for num_steps in (80, 160, 320):
+        grid = (*_grid(num_steps, before=0), 0.0)
+        image = solver.integrate(
+            lambda x, sigma: (x - _gaussian_clean(x, sigma)) / sigma, _exact(z, grid[0]), grid
+        )
+        errors.append(float((image - _gaussian_clean(_exact(z, 0.2), 0.2)).abs().max()))
+    assert [math.log2(coarse / fine) for coarse, fine in pairwise(errors)] == pytest.approx([slope] * 2, abs=0.1)
+
+
+def _sine(x: Tensor, sigma: float) -> Tensor:
+    return x.sin() + sigma
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 9, 17])
+@pytest.mark.parametrize("solver_type", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_on_a_whole_grid_is_diffusers_own(order, solver_type, num_steps):
+    """Through its public door, from noise to the image: the schedulers' grid may be given."""
+    sigmas = flow_sigmas(num_steps, 3.0)
+    scheduler = UniPCMultistepScheduler(
+        solver_order=order, solver_type=solver_type, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+    scheduler.set_timesteps(sigmas=sigmas[:-1].numpy())
+    states = [torch.randn((3, 2, 4), generator=torch.Generator().manual_seed(4))]
+    for sigma, timestep in zip(sigmas.tolist(), scheduler.timesteps, strict=False):
+        states.append(scheduler.step(_sine(states[-1], sigma), timestep, states[-1]).prev_sample)
+    expected, last = states[-1], float(sigmas[-2])
+    if solver_type == "bh1":
+        assert expected.isnan().all(), "with B(h) = −h its formula has no value at σ = 0"
+        expected = clean_prediction(states[-2], _sine(states[-2], last), last)
+    actual = UniPcSolver(order, solver_type).integrate(_sine, states[0], tuple(sigmas.tolist()))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [2, 9, 17])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_on_a_whole_grid_is_diffusers_own_and_goes_on_to_the_image(order, num_steps):
+    """diffusers' grid for it repeats its last σ in place of 0, so what it returns is still noisy there."""
+    scheduler = DEISMultistepScheduler(
+        solver_order=order, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    scheduler.set_timesteps(num_steps)
+    # It begins at σ = 0.9997, where its first step, which we take by Euler's rule, keeps four digits in float32.
+    scheduler.sigmas = scheduler.sigmas.double()
+    sigmas = scheduler.sigmas.tolist()
+    assert sigmas[-1] == sigmas[-2] > 0.1
+    noise = torch.randn((3, 2, 4), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    noisy = noise
+    for sigma, timestep in zip(sigmas[:-2], scheduler.timesteps, strict=False):
+        noisy = scheduler.step(_sine(noisy, sigma), timestep, noisy).prev_sample
+    expected = clean_prediction(noisy, _sine(noisy, sigmas[-1]), sigmas[-1])
+    torch.testing.assert_close(DeisSolver(order).integrate(_sine, noise, (*sigmas[:-1], 0.0)), expected)
+
+
+@pytest.mark.parametrize("first", [0, 1, 6])
+@pytest.mark.parametrize("solver", EVERY_SOLVER, ids=repr)
+def test_a_tail_in_float32_agrees_with_the_same_in_float64(solver, first):
+    """From noise itself (a rollout without a window), and from where a window leaves off."""
+    latents = torch.randn((3, 2, 4), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    tail = tuple(tail_sigmas(25, 3.0, first, 0.4).tolist())
+    rounded = solver.integrate(_sine, latents.float(), tail)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded.double(), solver.integrate(_sine, latents, tail), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+def test_unipc_is_warmed_like_dpm_solver_and_corrects_nothing_before_its_first_step(solver_type):
+    """UniPC's second-order predictor in bh2 is DPM-Solver++'s midpoint; a two-step tail has nothing left to correct."""
+    history = History()
+    for number, sigma in enumerate((0.9, 0.8)):
+        clean = torch.randn((2, 3), generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+        history = history.add(sigma, clean)
+    latents = torch.randn((2, 3), generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    tail = (_sine, latents, (0.7, 0.4, 0.0), history, 2)
+    difference = UniPcSolver().integrate(*tail) - DpmSolver(2, solver_type).integrate(*tail)
+    assert (float(difference.abs().max()) < 1e-12) == (solver_type == "midpoint")
+    cold = UniPcSolver().integrate(_sine, latents, (0.7, 0.4, 0.0))
+    assert float((UniPcSolver().integrate(*tail) - cold).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 6, 20])
+@pytest.mark.parametrize("solver", EVERY_SOLVER, ids=repr)
+def test_every_solver_asks_once_a_step_at_our_sigma_and_ends_at_the_image(solver, num_steps):
+    """Faults 2 and 3 of the published code: a tail of n−1 steps that stops short of σ = 0, and rounded σ's."""
+    image, noise = torch.randn((2, 3, 4), generator=torch.Generator().manual_seed(2))
+    asked = []
+
+    def to_the_image(latents: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        return (latents - image) / sigma
+
+    tail = tuple(tail_sigmas(25, 3.0, 25 - num_steps, 1.0).tolist())
+    start = (1 - tail[0]) * image + tail[0] * noise
+    torch.testing.assert_close(solver.integrate(to_the_image, start, tail), image, rtol=0, atol=1e-5)
+    assert asked == list(tail[:-1])
+
+
+@pytest.mark.parametrize("solver", EVERY_SOLVER, ids=repr)
+def test_where_the_flow_is_straight_every_solver_is_on_it_at_each_step(solver):
+    image, noise = torch.randn((2, 3, 4), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for end in (3, 5):
+        tail = tuple(tail_sigmas(9, 3.0, 2, 1.0).tolist())[:end]
+        start = (1 - tail[0]) * image + tail[0] * noise
+        expected = (1 - tail[-1]) * image + tail[-1] * noise
+        actual = solver.integrate(lambda x, s: noise - image, start, tail)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", EVERY_SOLVER, ids=repr)
+def test_rows_do_not_touch_each_other(solver):
+    latents = torch.randn((5, 2, 3), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    history = History()
+    for number, sigma in enumerate((0.95, 0.9, 0.85)):
+        clean = torch.randn((5, 2, 3), generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+        history = history.add(sigma, clean)
+    tail = tuple(tail_sigmas(9, 3.0, 3, 1.0).tolist())
+    whole = solver.integrate(_sine, latents, tail, history, 3)
+    for row in range(5):
+        own = History(history.sigmas, tuple(clean[row : row + 1] for clean in history.cleans))
+        alone = solver.integrate(_sine, latents[row : row + 1], tail, own, 3)
+        torch.testing.assert_close(alone, whole[row : row + 1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", EVERY_SOLVER, ids=repr)
+def test_a_velocity_in_low_precision_leaves_the_latents_theirs(solver):
+    latents = torch.randn((2, 2, 3), generator=torch.Generator().manual_seed(6))
+    tail = tuple(tail_sigmas(9, 3.0, 3, 1.0).tolist())
+    assert solver.integrate(lambda x, s: _sine(x, s).bfloat16(), latents, tail).dtype == torch.float32

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.sampling.window import last_position, window_start
+from engine.sampling.window import last_position, position_shares, window_start
 from engine.settings import RunSettings, WindowSettings, WindowStrategy
 
 STRATEGIES = get_args(WindowStrategy)
@@ -96,8 +96,32 @@ def test_the_last_position_is_the_settings_own(num_steps, data):
 
 
 @pytest.mark.parametrize(
-    "window", [WindowSettings(size=9), WindowSettings(start=5), WindowSettings(last=5), WindowSettings(start=2, last=1)]
+    "window",
+    [WindowSettings(size=10), WindowSettings(start=5), WindowSettings(last=5), WindowSettings(start=2, last=1)],
 )
 def test_a_window_that_does_not_fit_is_refused(window):
     with pytest.raises(ValueError, match="does not fit 10 sampling steps"):
         window_start(window, 10, 0, 0)
+
+
+def test_a_window_may_have_every_step_but_the_last():
+    assert {window_start(WindowSettings(size=24), 25, 0, iteration) for iteration in range(40)} == {0}
+    assert window_start(WindowSettings(size=1, strategy="decay"), 2, 0, 5) == 0
+
+
+@given(windows())
+def test_the_shares_of_positions_are_those_of_a_whole_cycle(case):
+    num_steps, window = case
+    shares = position_shares(window, num_steps)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    if window.strategy in ("random", "frozen"):
+        return
+    # A cycle ends where the window is back at its first position after having left it, or never leaves it.
+    starts = [window_start(window, num_steps, 0, iteration) for iteration in range(3000)]
+    if len(shares) > 1:
+        wraps = [i for i in range(1, 3000) if starts[i] == window.start != starts[i - 1]]
+        if not wraps:
+            return
+        starts = starts[: wraps[0]]
+    counts = Counter(starts)
+    assert {position: counts[position] / len(starts) for position in shares} == pytest.approx(shares)

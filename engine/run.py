@@ -1,0 +1,168 @@
+"""A run between iterations: what it holds, how it is made, saved and restored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.artifacts.checkpoint import Checkpoint, save_checkpoint
+from engine.events import CheckpointSaved, Event
+from engine.models import TextToImage, load_model
+from engine.prompts import RunPrompts, load_prompts
+from engine.rewards import Reward, make_rewards
+from engine.sampling.sde import Kernel, make_kernel
+from engine.settings import RewardName, RunSettings
+from engine.tuning import RunningAverage, Trainable, make_trainable
+from engine.versions import versions
+
+Emit = Callable[[Event], None]
+
+
+@dataclass
+class Run:
+    """Everything a run holds between iterations; `step` counts the finished ones.
+
+    average: the weights that are evaluated and exported, where they are averaged. sampler: those that draw the images,
+    where another policy than the one in training does (DiffusionNFT).
+    """
+
+    settings: RunSettings
+    out: Path
+    emit: Emit
+    model: TextToImage
+    device: torch.device
+    prompts: RunPrompts
+    rewards: dict[RewardName, Reward]
+    trainable: Trainable
+    optimiser: torch.optim.AdamW
+    kernel: Kernel
+    average: RunningAverage | None
+    sampler: RunningAverage | None
+    counter: ForwardCounter
+    step: int = 0
+    begun: float = field(default_factory=time.perf_counter)
+    first_step: int = 0
+
+
+class ForwardCounter:
+    """Counts the transformer's forwards without gradient, an image at a time, as they are made."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.count = 0
+        transformer.register_forward_hook(self._add)
+
+    def take(self) -> int:
+        """The forwards since the last time, and start again."""
+        count, self.count = self.count, 0
+        return count
+
+    def _add(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if not torch.is_grad_enabled():
+            self.count += len(output[0])
+
+
+def prepare(settings: RunSettings, out: Path, emit: Emit, checkpoint: Checkpoint | None) -> Run:
+    """Load the model, the prompts and the rewards, and restore a checkpoint's state."""
+    if settings.compute.num_threads:
+        torch.set_num_threads(settings.compute.num_threads)
+    device = find_device(settings.compute.device)
+    prompts = load_prompts(settings)
+    rewards = make_rewards(reward.name for reward in settings.rewards)
+    for reward in rewards.values():
+        reward.check_prompts((*prompts.training, *prompts.held_out))
+    model = load_model(settings.model)
+    model.to(device)
+    trainable = make_trainable(model, settings.tuning, settings.seed, keep_base=_needs_base(settings))
+    options = settings.optimiser
+    optimiser = torch.optim.AdamW(
+        trainable.parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay
+    )
+    average = RunningAverage(trainable.state(), options.ema_decay) if options.ema_decay > 0 else None
+    sampler = RunningAverage(trainable.state(), settings.nft.sampler_decay) if settings.method == "nft" else None
+    run = Run(
+        settings=settings, out=out, emit=emit, model=model, device=device, prompts=prompts, rewards=rewards,
+        trainable=trainable, optimiser=optimiser, kernel=make_kernel(settings.sampling.kernel, settings.sampling.eta),
+        average=average, sampler=sampler, counter=ForwardCounter(model.transformer),
+    )  # fmt: skip
+    if checkpoint is not None:
+        restore(run, checkpoint)
+    return run
+
+
+@contextmanager
+def sampling_policy(run: Run) -> Iterator[None]:
+    """The weights inside the block are those that draw the run's images."""
+    if run.sampler is None:
+        yield
+        return
+    with run.trainable.replaced_by(run.sampler.average):
+        yield
+
+
+def save(run: Run) -> None:
+    """Save a checkpoint and say so. Raises DiskFullError; the newest complete checkpoint is then untouched."""
+    name = "adapter" if run.settings.tuning.method == "lora" else "transformer"
+    tensors: dict[str, dict[str, Tensor]] = {f"{name}.safetensors": run.trainable.state()}
+    tensors["optimiser.safetensors"] = _optimiser_tensors(run)
+    if run.average is not None:
+        tensors["ema.safetensors"] = run.average.average
+    if run.sampler is not None:
+        tensors["sampler.safetensors"] = run.sampler.average
+    path = save_checkpoint(
+        run.out / "checkpoints", run.step, tensors, {"step": run.step, "base": str(run.settings.model.name)},
+        run.settings, versions(), keep=run.settings.checkpoints.keep,
+    )  # fmt: skip
+    num_bytes = sum(file.stat().st_size for file in path.iterdir())
+    run.emit(
+        CheckpointSaved(time=time.time(), step=run.step, path=path.relative_to(run.out).as_posix(), num_bytes=num_bytes)
+    )
+
+
+def _optimiser_tensors(run: Run) -> dict[str, Tensor]:
+    """AdamW's state as named tensors: `<weight>/<exp_avg | exp_avg_sq | step>`."""
+    return {
+        f"{name}/{key}": value.detach().cpu().clone()
+        for name, parameter in run.trainable.parameters.items()
+        for key, value in run.optimiser.state.get(parameter, {}).items()
+    }
+
+
+def restore(run: Run, checkpoint: Checkpoint) -> None:
+    """Set weights, averages, optimiser state and step to the checkpoint's."""
+    name = "adapter" if run.settings.tuning.method == "lora" else "transformer"
+    run.trainable.load(checkpoint.tensors[f"{name}.safetensors"])
+    states: dict[str, dict[str, Any]] = {}
+    for key, value in checkpoint.tensors["optimiser.safetensors"].items():
+        weight, entry = key.rsplit("/", 1)
+        states.setdefault(weight, {})[entry] = value
+    for weight, state in states.items():
+        parameter = run.trainable.parameters[weight]
+        run.optimiser.state[parameter] = {
+            entry: value if entry == "step" else value.to(parameter.device) for entry, value in state.items()
+        }
+    if run.average is not None:
+        run.average.average = dict(checkpoint.tensors["ema.safetensors"])
+    if run.sampler is not None:
+        run.sampler.average = dict(checkpoint.tensors["sampler.safetensors"])
+    run.step = run.first_step = checkpoint.step
+
+
+def _needs_base(settings: RunSettings) -> bool:
+    """Whether updates are compared with the base model."""
+    return (settings.nft.base_weight if settings.method == "nft" else settings.grpo.kl_weight) > 0
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one. Raises ValueError if there is none though named."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError('compute.device is "cuda", but torch sees no CUDA GPU here; use "auto" or "cpu".')
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
