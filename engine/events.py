@@ -54,6 +54,9 @@ class IterationDone(EventBase):
         "relative distance from the sampling policy's velocity."
     )
     clipped_share: float
+    diversity: float | None = Field(
+        None, description="Root mean square difference of two images of one prompt, in [0, 1]; none if it is one image."
+    )
     window_start: int
     seconds: PhaseSeconds
     num_forwards: int = Field(

@@ -131,7 +131,7 @@ def _check_same_run(earlier: RunSettings, settings: RunSettings) -> None:
 
 
 def _what_must_stay(settings: RunSettings) -> dict[str, Any]:
-    free_to_change = {"iterations", "evaluation", "checkpoints", "compute", "prompts"}
+    free_to_change = {"iterations", "evaluation", "checkpoints", "compute", "guards", "prompts"}
     return settings.model_dump(mode="json", exclude=free_to_change)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.artifacts.checkpoint import Checkpoint, save_checkpoint
 from engine.events import CheckpointSaved, Event
+from engine.guards import Guards
 from engine.models import TextToImage, load_model
 from engine.prompts import RunPrompts, load_prompts
 from engine.rewards import Reward, make_rewards
@@ -46,6 +47,7 @@ class Run:
     average: RunningAverage | None
     sampler: RunningAverage | None
     counter: ForwardCounter
+    guards: Guards
     step: int = 0
     begun: float = field(default_factory=time.perf_counter)
     first_step: int = 0
@@ -90,6 +92,7 @@ def prepare(settings: RunSettings, out: Path, emit: Emit, checkpoint: Checkpoint
         settings=settings, out=out, emit=emit, model=model, device=device, prompts=prompts, rewards=rewards,
         trainable=trainable, optimiser=optimiser, kernel=make_kernel(settings.sampling.kernel, settings.sampling.eta),
         average=average, sampler=sampler, counter=ForwardCounter(model.transformer),
+        guards=Guards(settings.guards, {reward.name: reward.weight for reward in settings.rewards}),
     )  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)
@@ -115,10 +118,10 @@ def save(run: Run) -> None:
         tensors["ema.safetensors"] = run.average.average
     if run.sampler is not None:
         tensors["sampler.safetensors"] = run.sampler.average
+    state = {"step": run.step, "base": str(run.settings.model.name), "guards": run.guards.state()}
     path = save_checkpoint(
-        run.out / "checkpoints", run.step, tensors, {"step": run.step, "base": str(run.settings.model.name)},
-        run.settings, versions(), keep=run.settings.checkpoints.keep,
-    )  # fmt: skip
+        run.out / "checkpoints", run.step, tensors, state, run.settings, versions(), keep=run.settings.checkpoints.keep
+    )
     num_bytes = sum(file.stat().st_size for file in path.iterdir())
     run.emit(
         CheckpointSaved(time=time.time(), step=run.step, path=path.relative_to(run.out).as_posix(), num_bytes=num_bytes)
@@ -151,6 +154,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         run.average.average = dict(checkpoint.tensors["ema.safetensors"])
     if run.sampler is not None:
         run.sampler.average = dict(checkpoint.tensors["sampler.safetensors"])
+    run.guards.restore(checkpoint.state["guards"])
     run.step = run.first_step = checkpoint.step
 
 

@@ -219,6 +219,30 @@ class CheckpointSettings(Section):
     keep: PositiveInt = Field(3, description="How many of the newest are kept.")
 
 
+class GuardSettings(Section):
+    """What is watched while a run goes on, and what happens then. A limit is in the unit of its field."""
+
+    action: Literal["report", "skip", "stop"] = Field(
+        "report",
+        description="On an alarm: report it; skip the update too, where one update is at fault; or stop the run with a "
+        "checkpoint. An update that is no finite number is never taken: it is skipped, or stops the run.",
+    )
+    max_grad_growth: float = Field(
+        100.0, gt=1.0, description="Alarm where the gradient's norm is this many times its median of late."
+    )
+    max_ratio_drift: float = Field(
+        0.01, gt=0.0, description="Alarm where |ρ−1| of an iteration's first update is larger (GRPO only)."
+    )
+    min_diversity: float = Field(
+        0.3, ge=0.0, lt=1.0, description="Alarm where images of a group differ by less than this share of the start's."
+    )
+    max_watched_fall: float = Field(
+        0.2, gt=0.0,
+        description="Alarm where a reward of weight 0 falls by this share while one that is trained on rises.",
+    )
+    max_failed_share: UnitInterval = Field(0.5, description="Alarm where more of an iteration's scores fail; it stops.")
+
+
 class ComputeSettings(Section):
     """Device and batching."""
 
@@ -247,6 +271,7 @@ class RunSettings(Section):
     tuning: TuningSettings = TuningSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
+    guards: GuardSettings = GuardSettings()
     compute: ComputeSettings = ComputeSettings()
 
     @model_validator(mode="after")

@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ class Batch:
     rollout: Rollout
     rewards: dict[str, float]
     num_failed: int
+    failed_share: float
+    diversity: float
     advantages: Tensor
     seconds: dict[str, float]
 
@@ -109,6 +112,9 @@ def _iterate(run: Run) -> None:
     run.counter.take()
     with sampling_policy(run):
         batch = sample_and_score(run)
+    failure = run.guards.fails(batch.failed_share)
+    if failure:
+        _stop(run, failure)
     begun = time.perf_counter()
     stats = update(run, batch)
     if run.sampler is not None:
@@ -127,6 +133,7 @@ def _iterate(run: Run) -> None:
             grad_norm=stats.grad_norm,
             ratio_drift=stats.drift,
             clipped_share=stats.clipped_share,
+            diversity=batch.diversity,
             window_start=batch.rollout.plan.window_start,
             seconds=seconds,
             num_forwards=run.counter.take(),
@@ -134,6 +141,9 @@ def _iterate(run: Run) -> None:
             eta_seconds=rate * (run.settings.iterations - run.step),
         )
     )
+    # DiffusionNFT's sampler departs from the policy by design.
+    drift = stats.drift if run.settings.method == "grpo" else 0.0
+    _alarm(run, run.guards.after_iteration(drift, batch.diversity))
 
 
 def sample_and_score(run: Run) -> Batch:
@@ -161,7 +171,7 @@ def sample_and_score(run: Run) -> Batch:
     decoded = time.perf_counter()
     scored = score_all(run.rewards, images, [prompt for prompt in prompts for _ in range(grpo.group_size)])
     for text in scored.messages:
-        run.emit(Message(time=time.time(), level="warning", text=text))
+        _warn(run, text)
     advantages = group_advantages(
         {name: torch.from_numpy(values).view(len(prompts), grpo.group_size) for name, values in scored.values.items()},
         {reward.name: reward.weight for reward in settings.rewards},
@@ -177,7 +187,16 @@ def sample_and_score(run: Run) -> Batch:
         "score": time.perf_counter() - decoded,
     }
     num_failed = sum(int((~np.isfinite(values)).sum()) for values in scored.values.values())
-    return Batch(embeddings, drawn, means, num_failed, advantages, seconds)
+    failed_share = num_failed / sum(len(values) for values in scored.values.values())
+    diversity = _diversity(images.reshape(len(prompts), grpo.group_size, -1))
+    return Batch(embeddings, drawn, means, num_failed, failed_share, diversity, advantages, seconds)
+
+
+def _diversity(images: np.ndarray) -> float:
+    """Root mean square difference of two images of one group, in [0, 1], of uint8 images (P, G, …)."""
+    # Over pairs the mean squared difference is twice the unbiased variance.
+    variance = (images.astype(np.float32) / 255).var(axis=1, ddof=1).mean()
+    return float(np.sqrt(2 * variance))
 
 
 def update(run: Run, batch: Batch) -> UpdateStats:
@@ -199,11 +218,9 @@ def update(run: Run, batch: Batch) -> UpdateStats:
             continue
         loss, share, largest = _accumulate(run, objective, chosen, len(images))
         norm = torch.nn.utils.clip_grad_norm_(run.trainable.parameters.values(), settings.optimiser.max_grad_norm)
-        if not (math.isfinite(loss) and bool(torch.isfinite(norm))):
-            raise ValueError(
-                f"The loss is no longer a finite number at iteration {run.step + 1}, so training cannot go on; "
-                "start again with a smaller optimiser.learning_rate."
-            )
+        if _is_left_out(run, loss, float(norm)):
+            run.optimiser.zero_grad(set_to_none=True)
+            continue
         run.optimiser.step()
         run.optimiser.zero_grad(set_to_none=True)
         if run.average is not None:
@@ -213,6 +230,39 @@ def update(run: Run, batch: Batch) -> UpdateStats:
         num_trained += int(objective.trained[:, chosen].sum())
     loss, grad_norm, clipped_share = np.mean(taken, axis=0).tolist() if taken else (0.0, 0.0, 0.0)
     return UpdateStats(loss, grad_norm, drift, clipped_share, num_trained)
+
+
+def _is_left_out(run: Run, loss: float, grad_norm: float) -> bool:
+    """Whether an update is skipped; says so. Raises ValueError, without it, where the run is to stop for it."""
+    action, finite = run.settings.guards.action, math.isfinite(loss) and math.isfinite(grad_norm)
+    wrong = run.guards.explodes(loss, grad_norm)
+    if not wrong:
+        return False
+    if action == "stop" or (action == "report" and not finite):
+        # No checkpoint: some of this iteration's updates may have been taken.
+        raise ValueError(f"Stopped in iteration {run.step + 1}. {wrong}")
+    skipped = "This update is skipped. " if action == "skip" else ""
+    _warn(run, f"Iteration {run.step + 1}: {skipped}{wrong}")
+    return action == "skip"
+
+
+def _alarm(run: Run, sentences: Sequence[str]) -> None:
+    """Tell what the guards found; raises ValueError where the run is to stop for it."""
+    for sentence in sentences:
+        _warn(run, f"After iteration {run.step}: {sentence}")
+    if sentences and run.settings.guards.action == "stop":
+        _stop(run, sentences[0])
+
+
+def _stop(run: Run, reason: str) -> NoReturn:
+    """Raise ValueError with the reason, after a checkpoint of the finished iterations."""
+    if run.step > run.first_step:
+        save(run)
+    raise ValueError(f"Stopped after iteration {run.step}. {reason}")
+
+
+def _warn(run: Run, text: str) -> None:
+    run.emit(Message(time=time.time(), level="warning", text=text))
 
 
 def make_objective(run: Run, batch: Batch) -> Objective:
@@ -303,19 +353,13 @@ def _evaluate(run: Run) -> None:
     def velocity_of(prompts: Sequence[str], guidance_scale: float) -> Velocity:
         return _velocity(run, run.model.encode(prompts), guidance_scale)
 
-    def measure() -> None:
-        run.emit(
-            evaluate(
-                run.model, velocity_of, run.rewards, run.prompts.held_out, settings.evaluation,
-                step=run.step, out=run.out, micro_batch=settings.compute.micro_batch,
-            )
+    with run.trainable.replaced_by(run.average.average) if run.average else nullcontext():
+        drawn = evaluate(
+            run.model, velocity_of, run.rewards, run.prompts.held_out, settings.evaluation,
+            step=run.step, out=run.out, micro_batch=settings.compute.micro_batch,
         )  # fmt: skip
-
-    if run.average is None:
-        measure()
-        return
-    with run.trainable.replaced_by(run.average.average):
-        measure()
+    run.emit(drawn)
+    _alarm(run, run.guards.after_evaluation(drawn.rewards))
 
 
 def _started(run: Run) -> Started:

@@ -34,6 +34,7 @@ class MetricRow:
     grad_norm: float | None
     ratio_drift: float | None
     clipped_share: float | None
+    diversity: float | None
     window_start: int
     sample_seconds: float
     decode_seconds: float
@@ -128,6 +129,7 @@ def record_iteration(session: Session, lease: Lease, event: IterationDone) -> No
             grad_norm=_finite(event.grad_norm),
             ratio_drift=_finite(event.ratio_drift),
             clipped_share=_finite(event.clipped_share),
+            diversity=None if event.diversity is None else _finite(event.diversity),
             window_start=event.window_start,
             sample_seconds=event.seconds.sample,
             decode_seconds=event.seconds.decode,

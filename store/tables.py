@@ -112,6 +112,7 @@ class Metric(Table):
     grad_norm: Mapped[float | None]
     ratio_drift: Mapped[float | None]
     clipped_share: Mapped[float | None]
+    diversity: Mapped[float | None]
     window_start: Mapped[int]
     sample_seconds: Mapped[float]
     decode_seconds: Mapped[float]
