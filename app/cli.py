@@ -14,7 +14,7 @@ import typer
 from app import headless
 from engine.catalogue import EXPORT_INFO
 from engine.presets import PRESETS
-from engine.settings import SettingsError, read_settings
+from engine.settings_text import SettingsError, read_settings
 
 app = typer.Typer(
     name="palate", help="Teach a flow-matching image model your taste.", no_args_is_help=True, add_completion=False,

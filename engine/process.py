@@ -25,7 +25,8 @@ from typing import Any
 from engine.artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint
 from engine.artifacts.export import export_run
 from engine.events import CheckpointSaved, Event, Finished, Message, SamplesDrawn, parse_event
-from engine.settings import RunSettings, read_settings
+from engine.settings import RunSettings
+from engine.settings_text import read_settings
 from engine.train import train
 from engine.versions import versions
 

@@ -14,7 +14,7 @@ from app import headless
 from app.cli import app
 from engine.events import Finished, IterationDone, PhaseSeconds, SampleImage, SamplesDrawn
 from engine.presets import PRESETS
-from engine.settings import from_yaml
+from engine.settings_text import from_yaml
 from tests.installations import fake_engine, small_settings
 
 runner = CliRunner()

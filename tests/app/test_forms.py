@@ -6,7 +6,8 @@ import pytest
 
 from app.forms import MAIN_SETTINGS, MainSetting, describe, estimate, value_at, with_values
 from engine.presets import PRESETS
-from engine.settings import RunSettings, SettingsError, parse_settings
+from engine.settings import RunSettings
+from engine.settings_text import SettingsError, parse_settings
 
 
 @pytest.mark.parametrize("setting", MAIN_SETTINGS, ids=lambda setting: setting.path)

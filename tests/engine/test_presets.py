@@ -11,7 +11,8 @@ import torch
 from engine.artifacts.checkpoint import load_checkpoint
 from engine.events import Event, IterationDone, Message, Started
 from engine.presets import PRESETS
-from engine.settings import RunSettings, from_yaml
+from engine.settings import RunSettings
+from engine.settings_text import from_yaml
 from engine.train import train
 
 NOT_OF_THE_METHOD = ("seed", "model", "prompts", "rewards", "compute")

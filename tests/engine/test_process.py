@@ -15,7 +15,8 @@ import pytest
 
 from engine import process
 from engine.events import Event, Finished, IterationDone, Message, SamplesDrawn, Started, parse_event
-from engine.settings import RunSettings, read_settings
+from engine.settings import RunSettings
+from engine.settings_text import read_settings
 
 
 def events_of(out: Path) -> list[Event]:

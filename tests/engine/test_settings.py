@@ -9,7 +9,8 @@ import pytest
 from engine.catalogue import MODEL_INFO
 from engine.models import MODELS
 from engine.presets import PRESETS
-from engine.settings import RunSettings, SettingsError, from_yaml, read_settings
+from engine.settings import RunSettings
+from engine.settings_text import SettingsError, from_yaml, read_settings
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -30,7 +30,8 @@ from engine.events import (
     Started,
 )
 from engine.prompt_files import read_prompts
-from engine.settings import RunSettings, read_settings
+from engine.settings import RunSettings
+from engine.settings_text import read_settings
 
 PALETTE = ["#e4572e", "#17bebb", "#ffc914", "#2e86ab", "#76b041", "#9b5de5", "#f15bb5", "#3d405b"]
 BUILTIN_PROMPTS = [

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from engine.prompt_files import read_prompts
-from engine.settings import read_settings
+from engine.settings_text import read_settings
 from store import files, jobs, results, runs
 from store.config import Config
 from store.database import Database

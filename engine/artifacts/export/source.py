@@ -11,7 +11,8 @@ from torch import Tensor
 from engine.artifacts.manifest import Manifest, list_checkpoints, newest_checkpoint, step_folder, verify
 from engine.events import SamplesDrawn, Started, parse_event
 from engine.models import model_folder
-from engine.settings import RunSettings, read_settings
+from engine.settings import RunSettings
+from engine.settings_text import read_settings
 
 
 class ExportError(ValueError):
@@ -57,6 +58,13 @@ class ExportSource:
     def base_path(self) -> str:
         """Where a reader finds the base pipeline: beside the files, or in a checkout of Palate."""
         return self.base_name if self.settings.model.folder else "engine/builtin/weights"
+
+    @property
+    def call(self) -> dict[str, float]:
+        """Arguments, besides prompt and generator, of the plain pipeline call that draws a tile of the gallery."""
+        evaluation, side = self.settings.evaluation, self.settings.model.resolution
+        size = {"height": side, "width": side} if side else {}
+        return size | {"num_inference_steps": evaluation.num_steps, "guidance_scale": evaluation.guidance_scale}
 
     def public_settings(self) -> RunSettings:
         """The settings without the folders of the machine that they were used on."""

@@ -29,7 +29,8 @@ from engine.artifacts.checkpoint import (
     save_checkpoint,
     verify,
 )
-from engine.settings import RunSettings, read_settings
+from engine.settings import RunSettings
+from engine.settings_text import read_settings
 
 SETTINGS = RunSettings(seed=7)
 VERSIONS = {"python": "3.11", "palate": "0.1.0"}

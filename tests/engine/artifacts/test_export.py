@@ -24,7 +24,8 @@ from engine.artifacts.export.header import read_header
 from engine.artifacts.tensor_files import tensor_sha256
 from engine.catalogue import EXPORT_INFO
 from engine.events import Event
-from engine.settings import RunSettings, from_yaml
+from engine.settings import RunSettings
+from engine.settings_text import from_yaml
 from engine.train import train
 
 STRONG = {"optimiser": {"learning_rate": 3e-2}}  # so that a wrong scale shows in the images
