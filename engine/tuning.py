@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from engine.models import TextToImage
@@ -77,7 +78,10 @@ def _adapted_layers(model: TextToImage, layers: Literal["blocks", "all"]) -> lis
 
 
 def make_trainable(model: TextToImage, tuning: TuningSettings, seed: int, keep_base: bool) -> Trainable:
-    """Prepare a model for training. LoRA starts as the identity (B = 0), drawn from the run's seed."""
+    """Prepare a model for training: trained weights are float32, whatever the model's. LoRA starts as the identity.
+
+    Its A is drawn from the run's seed, and B = 0.
+    """
     transformer: Any = model.transformer
     if tuning.method == "lora":
         config = LoraConfig(
@@ -89,8 +93,9 @@ def make_trainable(model: TextToImage, tuning: TuningSettings, seed: int, keep_b
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "adapter"))
             transformer.add_adapter(config)
+        _keep_precise(transformer)
     else:
-        transformer.requires_grad_(True)
+        transformer.requires_grad_(True).float()
     if tuning.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     parameters = {
@@ -100,6 +105,17 @@ def make_trainable(model: TextToImage, tuning: TuningSettings, seed: int, keep_b
     }
     base = {name: p.detach().clone() for name, p in parameters.items()} if tuning.method == "full" and keep_base else {}
     return Trainable(transformer, parameters, base)
+
+
+def _keep_precise(transformer: nn.Module) -> None:
+    """Hold a new LoRA in float32: peft gives it the precision of the layer it adapts."""
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            # peft would copy each input to float32, only for autocast to copy it back.
+            module.cast_input_dtype_enabled = False
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 class RunningAverage:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session, aliased
 
-from engine.catalogue import EXPORT_INFO
-from engine.settings import RunSettings, parse_settings
+from engine.catalogue import EXPORT_INFO, MODEL_INFO
+from engine.settings import RunSettings
+from engine.settings_text import parse_settings
 from store import jobs
 from store.prompt_sets import checked_name
 from store.tables import Checkpoint, Export, Job, Metric, PromptSet, Run
@@ -62,12 +63,17 @@ def create_run(
 ) -> Run:
     """A run and its queued job (`job_of` names it); ring for it after the commit.
 
-    Raises ValueError for a bad name, an unknown prompt set, or settings that name files of the server's.
+    Raises ValueError for a bad name, an unknown prompt set, or settings that name, or need, files of the server's.
     """
     if settings.prompts.file is not None or settings.prompts.evaluation_file is not None:
         raise ValueError("prompts.file and prompts.evaluation_file cannot be used here; upload a prompt set instead.")
     if settings.model.folder is not None:
         raise ValueError("model.folder cannot be used here; start such a run with `palate train`.")
+    if MODEL_INFO[settings.model.name].needs_folder:
+        raise ValueError(
+            f"The model {settings.model.name} comes without weights, and model.folder cannot be used here; start such "
+            "a run with `palate train`."
+        )
     if prompt_set_id is not None and session.get(PromptSet, prompt_set_id) is None:
         raise ValueError("That prompt set is no longer there; choose another.")
     run = Run(

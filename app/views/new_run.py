@@ -23,7 +23,8 @@ from app.forms import (
 )
 from engine.catalogue import MODEL_INFO
 from engine.presets import PRESETS
-from engine.settings import RunSettings, SettingsError, from_yaml, parse_settings
+from engine.settings import RunSettings
+from engine.settings_text import SettingsError, from_yaml, parse_settings
 from store.prompt_sets import list_prompt_sets
 from store.runs import create_run, get_run, job_of
 from workers.queue import ring
@@ -127,7 +128,8 @@ def draw_page() -> None:
         key, title, start = choose_start()
         model, prompts = st.columns(2, gap="medium")
         with model:
-            names = list(MODEL_INFO)
+            # A run made here may name no folder of the server's (store/runs.py).
+            names = [name for name, info in MODEL_INFO.items() if not info.needs_folder]
             chosen = st.selectbox("Model", names, names.index(start.model.name), key=f"{key}-model",
                                   format_func=lambda known: MODEL_INFO[known].title)
             st.caption(MODEL_INFO[chosen].help)

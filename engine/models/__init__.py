@@ -11,18 +11,27 @@ from pathlib import Path
 
 from engine.builtin import WEIGHTS
 from engine.models.base import PromptEmbeddings, TextToImage
+from engine.models.flux import Flux
 from engine.models.stable_diffusion_3 import StableDiffusion3
 from engine.settings import ModelName, ModelSettings
 
 __all__ = ["MODELS", "PromptEmbeddings", "TextToImage", "load_model", "model_folder"]
 
-MODELS: dict[ModelName, Callable[[Path], TextToImage]] = {"builtin": StableDiffusion3}
-_OWN_WEIGHTS: dict[ModelName, Path] = {"builtin": WEIGHTS}
+MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
+    "builtin": StableDiffusion3,
+    "flux": Flux.from_folder,
+}
+OWN_WEIGHTS: dict[ModelName, Path] = {"builtin": WEIGHTS}
 
 
 def model_folder(model: ModelSettings) -> Path:
     """The pipeline folder the settings name. Raises ValueError, saying what to change, if it is no pipeline folder."""
-    folder = Path(model.folder) if model.folder else _OWN_WEIGHTS[model.name]
+    if model.folder is None and model.name not in OWN_WEIGHTS:
+        raise ValueError(
+            f"The model {model.name} comes without weights; set model.folder to a folder that holds its diffusers "
+            "pipeline (with model_index.json)."
+        )
+    folder = Path(model.folder) if model.folder else OWN_WEIGHTS[model.name]
     if not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{folder} is not a diffusers pipeline folder (it has no model_index.json); check model.folder."
@@ -31,5 +40,5 @@ def model_folder(model: ModelSettings) -> Path:
 
 
 def load_model(model: ModelSettings) -> TextToImage:
-    """The model the settings name, in float32 on the CPU. Raises ValueError if its folder is not one."""
-    return MODELS[model.name](model_folder(model))
+    """The model the settings name, on the CPU. Raises ValueError if its folder is not one, or not of that family."""
+    return MODELS[model.name](model_folder(model), model)

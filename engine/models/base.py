@@ -13,19 +13,27 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """Encoded prompts, a row a prompt, and the empty prompt's row that guidance pulls away from.
+    """Encoded prompts, a row a prompt, and the empty prompt's row that classifier-free guidance pulls away from.
 
     Attributes:
         tokens: (P, L, D) text tokens.
         pooled: (P, E) pooled text.
-        empty_tokens: (1, L, D).
-        empty_pooled: (1, E).
+        empty_tokens: (1, L, D); None for a family without classifier-free guidance.
+        empty_pooled: (1, E); None likewise.
     """
 
     tokens: Tensor
     pooled: Tensor
-    empty_tokens: Tensor
-    empty_pooled: Tensor
+    empty_tokens: Tensor | None = None
+    empty_pooled: Tensor | None = None
+
+
+# What published LoRAs of transformers with joint attention adapt, by diffusers' names: attention and feed-forward.
+JOINT_ATTENTION_LORA_TARGETS: tuple[str, ...] = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+)  # fmt: skip
 
 
 class TextToImage(Protocol):
@@ -53,7 +61,10 @@ class TextToImage(Protocol):
     def velocity(
         self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
     ) -> Tensor:
-        """Velocity v = ε − x0 at (B, C, h, w) latents and one σ; `rows` (B,) says which prompt each image follows."""
+        """Velocity v = ε − x0 at (B, C, h, w) latents and one σ; `rows` (B,) says which prompt each image follows.
+
+        Raises ValueError for a guidance scale that the model cannot follow.
+        """
         ...
 
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine.models.base import PromptEmbeddings
+from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.padding import count_padding, shorten_padding
+from engine.models.pipelines import decode_latents, freeze
+from engine.settings import ModelSettings
 
 
 class StableDiffusion3:
@@ -25,24 +27,21 @@ class StableDiffusion3:
 
     Args:
         folder: a pipeline folder as `save_pretrained` writes it.
+        settings: the resolution; weights are float32 whatever the precision of the arithmetic.
+
+    Raises ValueError if the model cannot draw at that resolution.
     """
 
-    lora_targets: Sequence[str] = (
-        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
-        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
-        "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
-    )  # fmt: skip
+    lora_targets: Sequence[str] = JOINT_ATTENTION_LORA_TARGETS
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: ModelSettings) -> None:
         self.pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, **_absent_parts(folder)
         )
-        self.pipeline.set_progress_bar_config(disable=True)
+        freeze(self.pipeline)
         self.transformer: Any = self.pipeline.transformer
         self.device = torch.device("cpu")
-        for part in self.pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False).eval()
+        self._latent_side = self._side_of(settings.resolution)
 
     def to(self, device: torch.device) -> None:
         """Move every part to a device."""
@@ -63,7 +62,7 @@ class StableDiffusion3:
     def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
         """Standard normal latents (N, C, h, w); the first equals what the pipeline draws from the same seed."""
         config = self.transformer.config
-        shape = (num_images, config.in_channels, config.sample_size, config.sample_size)
+        shape = (num_images, config.in_channels, self._latent_side, self._latent_side)
         return torch.randn(shape, generator=generator).to(self.device)
 
     def sigmas(self, num_steps: int) -> Tensor:
@@ -77,6 +76,7 @@ class StableDiffusion3:
         """Velocity (B, C, h, w) at one σ, with classifier-free guidance where guidance_scale > 1."""
         if guidance_scale <= 1:
             return self._predict(latents, sigma, embeddings.tokens[rows], embeddings.pooled[rows])
+        assert embeddings.empty_tokens is not None and embeddings.empty_pooled is not None, "encode() gives them"
         batch = len(latents)
         tokens = torch.cat([embeddings.empty_tokens.expand(batch, -1, -1), embeddings.tokens[rows]])
         pooled = torch.cat([embeddings.empty_pooled.expand(batch, -1), embeddings.pooled[rows]])
@@ -88,13 +88,23 @@ class StableDiffusion3:
         time = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device) * 1000
         return self.transformer(latents, tokens, pooled, time, return_dict=False)[0].float()
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """uint8 images (N, H, W, 3)."""
-        vae = self.pipeline.vae
-        images = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-        scaled = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-        return (scaled * 255).round().astype(np.uint8)
+        return decode_latents(self.pipeline.vae, latents)
+
+    def _side_of(self, resolution: int | None) -> int:
+        """Latents a side for images of `resolution` pixels a side."""
+        config, pixels = self.transformer.config, self.pipeline.vae_scale_factor
+        if resolution is None:
+            return config.sample_size
+        patch = pixels * config.patch_size
+        largest = patch * config.pos_embed_max_size
+        if resolution > largest or resolution % patch:
+            raise ValueError(
+                f"model.resolution is {resolution}, but this model draws multiples of {patch} up to {largest} pixels a "
+                "side; choose one of those, or leave it empty."
+            )
+        return resolution // pixels
 
 
 def _absent_parts(folder: Path) -> dict[str, None]:

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion 3 pipeline of the true architecture, with random weights, saved as a pipeline folder."""
+"""Tiny pipelines of the true architectures, with random weights, saved as pipeline folders."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
@@ -68,28 +71,43 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
+def _clip_config(width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=32,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        projection_dim=width,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+
+
 def _text_encoder(width: int) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=32,
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=8,
-            projection_dim=width,
-            pad_token_id=0,
-            bos_token_id=2,
-            eos_token_id=3,
-        )
-    ).eval()
+    return CLIPTextModelWithProjection(_clip_config(width)).eval()
+
+
+def _t5(width: int) -> T5EncoderModel:
+    config = T5Config(vocab_size=32, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return T5EncoderModel(config).eval()
 
 
 def _silent_t5(width: int) -> T5EncoderModel:
     """A third encoder that says nothing: diffusers opens no SD3 folder without one."""
-    encoder = T5EncoderModel(T5Config(vocab_size=32, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    encoder = _t5(width)
     torch.nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
-    return encoder.eval()
+    return encoder
+
+
+def _autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1, scaling_factor=1.3, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False,
+    ).eval()  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -102,11 +120,7 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=24,
             pos_embed_max_size=8,
         ).eval()  # fmt: skip
-        vae = AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4,
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1, scaling_factor=1.3, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False,
-        ).eval()  # fmt: skip
+        vae = _autoencoder()
         pipeline = StableDiffusion3Pipeline(
             transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae,
             text_encoder=_text_encoder(16), tokenizer=_tokenizer(), text_encoder_2=_text_encoder(8),
@@ -115,6 +129,36 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline") / "tiny"
     pipeline.save_pretrained(folder)
     return folder
+
+
+# The schedulers of the published pipelines: dev's shift depends on the resolution, schnell has none.
+FLUX_SCHEDULERS = {
+    "dev": FlowMatchEulerDiscreteScheduler(
+        shift=3.0, use_dynamic_shifting=True, base_image_seq_len=256, max_image_seq_len=4096, base_shift=0.5,
+        max_shift=1.15,
+    ),
+    "schnell": FlowMatchEulerDiscreteScheduler(shift=1.0),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_flux_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of FLUX.1 pipelines like dev and schnell, whose autoencoder has 2 pixels a latent instead of 8."""
+    folders = {name: tmp_path_factory.mktemp("flux") / name for name in FLUX_SCHEDULERS}
+    for name, scheduler in FLUX_SCHEDULERS.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            transformer = FluxTransformer2DModel(
+                in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+                joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=name == "dev",
+                axes_dims_rope=(4, 6, 6),
+            ).eval()  # fmt: skip
+            FluxPipeline(
+                transformer=transformer, scheduler=scheduler, vae=_autoencoder(),
+                text_encoder=CLIPTextModel(_clip_config(16)).eval(), tokenizer=_tokenizer(),
+                text_encoder_2=_t5(32), tokenizer_2=_tokenizer(),
+            ).save_pretrained(folders[name])  # fmt: skip
+    return folders
 
 
 @pytest.fixture

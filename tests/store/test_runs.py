@@ -34,6 +34,7 @@ def test_a_run_is_what_was_asked_for(either_database: Database) -> None:
         ({"prompts": {"file": "/etc/passwd"}}, "upload a prompt set instead"),
         ({"prompts": {"evaluation_file": "/etc/passwd"}}, "upload a prompt set instead"),
         ({"model": {"folder": "/etc"}}, "model.folder cannot be used here"),
+        ({"model": {"name": "flux"}}, "The model flux comes without weights, and model.folder cannot be used here"),
     ],
 )
 def test_a_run_names_no_file_of_the_servers(database: Database, settings: dict[str, object], says: str) -> None:

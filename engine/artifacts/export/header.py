@@ -9,13 +9,14 @@ from pathlib import Path
 from safetensors import safe_open
 
 from engine.artifacts.export.source import ExportSource
+from engine.catalogue import MODEL_INFO
 
 
 def header(source: ExportSource, kind: str) -> dict[str, str]:
     """Header texts of a file of `kind` ("lora" or "" for whole weights); the same checkpoint gives the same texts."""
     settings, manifest = source.public_settings(), source.manifest
     rewards = " + ".join(reward.name for reward in settings.rewards if reward.weight > 0)
-    width, height = _resolution(source.base)
+    side = source.settings.model.resolution or _own_resolution(source)
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
@@ -25,7 +26,7 @@ def header(source: ExportSource, kind: str) -> dict[str, str]:
         "modelspec.description": f"Tuned with MixGRPO from rewards ({rewards}) in Palate.",
         "modelspec.author": "Palate",
         "modelspec.date": datetime.fromtimestamp(manifest.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "modelspec.resolution": f"{width}x{height}",
+        "modelspec.resolution": f"{side}x{side}",
         "palate.base_model": source.base_name,
         "palate.step": str(source.step),
         "palate.averaged": str(source.averaged).lower(),
@@ -43,9 +44,12 @@ def read_header(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def _resolution(base: Path) -> tuple[int, int]:
-    """Width and height a pipeline folder draws by default, in pixels."""
-    latent = json.loads((base / "transformer" / "config.json").read_text(encoding="utf-8"))["sample_size"]
-    vae = json.loads((base / "vae" / "config.json").read_text(encoding="utf-8"))
-    side = latent * 2 ** (len(vae["block_out_channels"]) - 1)
-    return side, side
+def _own_resolution(source: ExportSource) -> int:
+    """Pixels a side that a pipeline folder draws by default."""
+    transformer, vae = (
+        json.loads((source.base / part / "config.json").read_text(encoding="utf-8")) for part in ("transformer", "vae")
+    )
+    if "sample_size" not in transformer:  # FLUX leaves it to the pipeline
+        return MODEL_INFO[source.settings.model.name].image_size
+    side: int = transformer["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    return side

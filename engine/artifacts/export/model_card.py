@@ -16,7 +16,7 @@ def model_card(source: ExportSource, kind: ExportFormat, verification: Verificat
     """Markdown with the metadata a model hub reads; `images` are files beside it that show the run's first prompts."""
     settings = source.public_settings()
     rewards = ", ".join(f"{reward.name} × {reward.weight:g}" for reward in settings.rewards)
-    evaluation = settings.evaluation
+    arguments = "\n".join(f"    {name}={value:g}," for name, value in source.call.items())
     average = ", as a running average of the weights" if source.averaged else ""
     return f"""---
 {yaml.safe_dump(_metadata(source, kind, images), sort_keys=False, allow_unicode=True).rstrip()}
@@ -37,9 +37,8 @@ Made with Palate; settings `{source.manifest.settings_digest}`, seed {settings.s
 {kind.how_to_load(source.base_path)}
 image = pipe(
     {verification.prompts[0]!r},
-    num_inference_steps={evaluation.num_steps},
-    guidance_scale={evaluation.guidance_scale:g},
-    generator=torch.Generator("cpu").manual_seed({evaluation.seed}),
+{arguments}
+    generator=torch.Generator("cpu").manual_seed({settings.evaluation.seed}),
 ).images[0]
 ```
 

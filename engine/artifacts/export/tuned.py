@@ -17,7 +17,7 @@ from engine.tuning import make_trainable
 
 def tuned_model(source: ExportSource) -> TextToImage:
     """The run's model with the checkpoint's weights, in float32 on the CPU."""
-    model = load_model(source.settings.model)
+    model = load_model(source.settings.model.model_copy(update={"precision": "float32"}))
     make_trainable(model, source.settings.tuning, source.settings.seed, keep_base=False).load(source.weights)
     return model
 

@@ -82,13 +82,11 @@ def _draw_plainly(source: ExportSource, kind: ExportFormat, folder: Path, prompt
     """uint8 images (N, H, W, 3) by the pipeline's own call, from the gallery's seeds."""
     pipeline = kind.load(source.base, folder)
     pipeline.set_progress_bar_config(disable=True)
-    evaluation = source.settings.evaluation
     images = [
         pipeline(
             prompt,
-            num_inference_steps=evaluation.num_steps,
-            guidance_scale=evaluation.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(evaluation.seed + i),
+            generator=torch.Generator("cpu").manual_seed(source.settings.evaluation.seed + i),
+            **source.call,
         ).images[0]
         for i, prompt in enumerate(prompts)
     ]

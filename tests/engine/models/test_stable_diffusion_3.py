@@ -33,7 +33,7 @@ def test_draws_what_the_plain_pipeline_call_draws(tiny_pipeline_folder: Path, gu
         for i, prompt in enumerate(PROMPTS)
     ]
 
-    model = StableDiffusion3(tiny_pipeline_folder)
+    model = StableDiffusion3(tiny_pipeline_folder, ModelSettings())
     embeddings = model.encode(PROMPTS)
     assert embeddings.tokens.shape[1] == 8 + 1, "256 zero tokens are computed as one"
     noise = torch.cat([model.noise(torch.Generator().manual_seed(7 + i), 1) for i in range(len(PROMPTS))])
@@ -53,3 +53,20 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
 
 def test_the_family_brings_its_own_folder() -> None:
     assert model_folder(ModelSettings()).name == "weights"
+
+
+def test_the_resolution_is_the_images(tiny_pipeline_folder: Path) -> None:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline_folder)
+    pipeline.transformer.register_to_config(sample_size=4)
+    pipeline.save_pretrained(folder := tiny_pipeline_folder.parent / "small")
+    assert StableDiffusion3(folder, ModelSettings()).noise(torch.Generator(), 1).shape == (1, 4, 4, 4)
+    model = StableDiffusion3(folder, ModelSettings(resolution=16))
+    latents = model.noise(torch.Generator(), 2)
+    assert latents.shape == (2, 4, 8, 8)
+    velocity = model.velocity(latents, 0.5, model.encode(PROMPTS), torch.arange(2), 1.0).detach()
+    assert model.decode(velocity).shape == (2, 16, 16, 3)
+
+
+def test_a_resolution_the_model_cannot_draw_is_refused(tiny_pipeline_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.resolution is 64, but this model draws multiples of 4 up to 32"):
+        StableDiffusion3(tiny_pipeline_folder, ModelSettings(resolution=64))
