@@ -170,3 +170,8 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """What a person knows the device by: "CPU", or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

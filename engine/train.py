@@ -28,13 +28,14 @@ from engine.evaluation import evaluate
 from engine.events import Finished, IterationDone, Message, PhaseSeconds, Started
 from engine.generators import derived_generator
 from engine.models import PromptEmbeddings
+from engine.models.velocity import prompt_velocity
 from engine.objective.advantage import balanced_splits, best_and_worst, group_advantages
 from engine.objective.base import ImageVelocity, Objective, choose_steps
 from engine.objective.grpo import GrpoObjective
 from engine.objective.nft import NftObjective, noise_images
 from engine.prompts import prompts_of_iteration
 from engine.rewards import score_all
-from engine.run import Emit, Run, prepare, sampling_policy, save
+from engine.run import Emit, Run, device_name, prepare, sampling_policy, save
 from engine.sampling.rollout import MicroBatches, Plan, Rollout, Velocity, make_plan, rollout
 from engine.sampling.window import window_start
 from engine.settings import RunSettings
@@ -156,7 +157,7 @@ def sample_and_score(run: Run) -> Batch:
     begun = time.perf_counter()
     embeddings = run.model.encode(prompts)
     drawn = rollout(
-        _velocity(run, embeddings, settings.sampling.guidance_scale),
+        prompt_velocity(run.model, embeddings, settings.sampling.guidance_scale, settings.model.precision),
         _initial_noise(run, iteration),
         num_prompts=len(prompts),
         group_size=grpo.group_size,
@@ -307,7 +308,8 @@ def _accumulate(run: Run, objective: Objective, chosen: Tensor, num_images: int)
 
 def _image_velocities(run: Run, batch: Batch, guidance_scale: float) -> tuple[ImageVelocity, ImageVelocity]:
     """The velocity of the policy in training and, without gradient, of the base model, for images by their index."""
-    of_prompts, group_size = _velocity(run, batch.embeddings, guidance_scale), run.settings.grpo.group_size
+    of_prompts = prompt_velocity(run.model, batch.embeddings, guidance_scale, run.settings.model.precision)
+    group_size = run.settings.grpo.group_size
 
     def velocity(latents: Tensor, sigma: float, images: Tensor) -> Tensor:
         return of_prompts(latents, sigma, images // group_size)
@@ -318,17 +320,6 @@ def _image_velocities(run: Run, batch: Batch, guidance_scale: float) -> tuple[Im
             return velocity(latents, sigma, images)
 
     return velocity, base_velocity
-
-
-def _velocity(run: Run, embeddings: PromptEmbeddings, guidance_scale: float) -> Velocity:
-    """The model's velocity for one set of prompts, in the run's precision."""
-    precise = run.settings.model.precision == "float32"
-
-    def velocity(latents: Tensor, sigma: float, rows: Tensor) -> Tensor:
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=not precise):
-            return run.model.velocity(latents, sigma, embeddings, rows, guidance_scale)
-
-    return velocity
 
 
 def _initial_noise(run: Run, iteration: int) -> Tensor:
@@ -351,7 +342,7 @@ def _evaluate(run: Run) -> None:
     settings = run.settings
 
     def velocity_of(prompts: Sequence[str], guidance_scale: float) -> Velocity:
-        return _velocity(run, run.model.encode(prompts), guidance_scale)
+        return prompt_velocity(run.model, run.model.encode(prompts), guidance_scale, settings.model.precision)
 
     with run.trainable.replaced_by(run.average.average) if run.average else nullcontext():
         drawn = evaluate(
@@ -363,10 +354,10 @@ def _evaluate(run: Run) -> None:
 
 
 def _started(run: Run) -> Started:
-    kind = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "CPU"
     return Started(
-        time=time.time(), step=run.step, iterations=run.settings.iterations, device=kind, versions=versions()
-    )
+        time=time.time(), step=run.step, iterations=run.settings.iterations, device=device_name(run.device),
+        versions=versions(),
+    )  # fmt: skip
 
 
 def _finish(run: Run, outcome: Any) -> Finished:

@@ -36,12 +36,18 @@ class Trainable:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Set the weights. Raises ValueError if the names differ."""
+        """Set the weights. Raises ValueError if the names or shapes differ."""
         if state.keys() != self.parameters.keys():
             different = sorted(state.keys() ^ self.parameters.keys())
             raise ValueError(
                 f"These weights are not this run's: {len(different)} names differ, such as {different[0]}."
             )
+        for name, parameter in self.parameters.items():
+            if state[name].shape != parameter.shape:
+                raise ValueError(
+                    f"These weights are not of this model: {name} is {tuple(state[name].shape)} in them and "
+                    f"{tuple(parameter.shape)} in the model."
+                )
         for name, parameter in self.parameters.items():
             parameter.copy_(state[name])
 

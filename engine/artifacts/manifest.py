@@ -118,6 +118,24 @@ def newest_checkpoint(root: Path) -> Path | None:
     return None
 
 
+def find_checkpoint(run: Path, step: int | None) -> Path:
+    """The checkpoint of `step`, or the newest that is whole, of the run in a folder.
+
+    Raises CheckpointError, with a sentence, if there is none.
+    """
+    root = run / "checkpoints"
+    if step is None:
+        newest = newest_checkpoint(root)
+        if newest is None:
+            raise CheckpointError(f"{run} has no whole checkpoint yet; let the run reach its first one.")
+        return newest
+    steps = [number for number, _ in list_checkpoints(root)]
+    if step not in steps:
+        there = f"there are checkpoints of the steps {', '.join(map(str, steps))}" if steps else "there are none yet"
+        raise CheckpointError(f"{run} has no checkpoint of step {step}; {there}.")
+    return step_folder(root, step)
+
+
 def clean_leftovers(root: Path) -> None:
     """Remove what a killed save left under `root`. Only the engine that writes there may call it.
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +28,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from engine.events import Event
 from engine.settings import (
     CheckpointSettings,
     ComputeSettings,
@@ -38,6 +43,7 @@ from engine.settings import (
     TuningSettings,
     WindowSettings,
 )
+from engine.train import train
 
 WORDS = [
     "a",
@@ -181,3 +187,32 @@ def tiny_settings(tiny_pipeline_folder: Path, tmp_path: Path) -> RunSettings:
         checkpoints=CheckpointSettings(every=2),
         compute=ComputeSettings(device="cpu", num_threads=1),
     )
+
+
+@pytest.fixture
+def tiny_run(
+    tiny_settings: RunSettings, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Gives the folder of a run of two iterations, a checkpoint each, of a variant of `tiny_settings`.
+
+    A variant is trained once a session; each test has a copy of its own.
+    """
+
+    def make(name: str = "run", **changes: Any) -> Path:
+        key = json.dumps(changes, sort_keys=True)
+        if key not in TRAINED:
+            # So fast that its images differ from the base model's.
+            fast = {"iterations": 2, "checkpoints": {"every": 1}, "optimiser": {"learning_rate": 3e-2}}
+            settings = RunSettings.model_validate(tiny_settings.model_dump() | fast | changes)
+            run = tmp_path_factory.mktemp("trained")
+            (run / "settings.yaml").write_text(settings.to_yaml())
+            events: list[Event] = []
+            train(settings, run, events.append)
+            (run / "events.jsonl").write_text("".join(event.model_dump_json() + "\n" for event in events))
+            TRAINED[key] = run
+        return Path(shutil.copytree(TRAINED[key], tmp_path / name))
+
+    return make
+
+
+TRAINED: dict[str, Path] = {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.artifacts.manifest import Manifest, list_checkpoints, newest_checkpoint, step_folder, verify
+from engine.artifacts.manifest import Manifest, find_checkpoint
+from engine.artifacts.trained import read_trained
 from engine.events import SamplesDrawn, Started, parse_event
 from engine.models import model_folder
 from engine.settings import RunSettings
@@ -86,34 +86,13 @@ class ExportSource:
 def read_source(run: Path, step: int | None) -> ExportSource:
     """The checkpoint of `step`, or the newest that is whole, of the run in a folder.
 
-    Raises ExportError if there is none, CheckpointError if that one is damaged, SettingsError if the run's settings
-    cannot be read.
+    Raises CheckpointError if there is none or that one is damaged, SettingsError if the run's settings cannot be read.
     """
     settings = read_settings(run / "settings.yaml")
-    checkpoint = _choose(run, step)
-    manifest = verify(checkpoint)
-    averaged = "ema.safetensors" in manifest.files
-    trained = "adapter.safetensors" if settings.tuning.method == "lora" else "transformer.safetensors"
-    name = "ema.safetensors" if averaged else trained
-    if name not in manifest.files:
-        raise ExportError(f"The checkpoint of step {manifest.step} holds no {name}; export another step.")
-    weights = load_file(checkpoint / name)
+    trained = read_trained(find_checkpoint(run, step))
     samples, device = _read_events(run / "events.jsonl")
-    return ExportSource(run, settings, manifest, weights, averaged, model_folder(settings.model), samples, device)
-
-
-def _choose(run: Path, step: int | None) -> Path:
-    root = run / "checkpoints"
-    steps = [number for number, _ in list_checkpoints(root)]
-    if step is None:
-        newest = newest_checkpoint(root)
-        if newest is None:
-            raise ExportError(f"{run} has no checkpoint to export yet; let the run reach its first checkpoint.")
-        return newest
-    if step not in steps:
-        there = f"there are checkpoints of the steps {', '.join(map(str, steps))}" if steps else "there are none yet"
-        raise ExportError(f"{run} has no checkpoint of step {step}; {there}.")
-    return step_folder(root, step)
+    base = model_folder(settings.model)
+    return ExportSource(run, settings, trained.manifest, trained.tensors, trained.averaged, base, samples, device)
 
 
 def _read_events(path: Path) -> tuple[tuple[SamplesDrawn, ...], str]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from engine.artifacts.export.source import ExportSource
 from engine.evaluation import draw
 from engine.models import TextToImage, load_model
+from engine.models.velocity import prompt_velocity
 from engine.sampling.rollout import Velocity
 from engine.tuning import make_trainable
 
@@ -28,11 +28,6 @@ def draw_as_in_training(source: ExportSource, prompts: Sequence[str]) -> np.ndar
     model = tuned_model(source)
 
     def velocity_of(of: Sequence[str], guidance_scale: float) -> Velocity:
-        embeddings = model.encode(of)
-
-        def velocity(latents: Tensor, sigma: float, rows: Tensor) -> Tensor:
-            return model.velocity(latents, sigma, embeddings, rows, guidance_scale)
-
-        return velocity
+        return prompt_velocity(model, model.encode(of), guidance_scale, "float32")
 
     return draw(model, velocity_of, prompts, source.settings.evaluation, len(prompts))
