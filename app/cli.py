@@ -1,4 +1,4 @@
-"""The `palate` command: the workbench (`up`), and runs without a browser (`train`, `presets`, `export`).
+"""The `palate` command: the workbench (`up`), and what there is without a browser (`train`, `generate`, `evaluate`, …).
 
 Every mistake of a user ends in one sentence on stderr and exit code 2.
 """
@@ -7,20 +7,35 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from pydantic import ValidationError
 
 from app import headless
-from engine.catalogue import EXPORT_INFO
+from engine.catalogue import EXPORT_INFO, REWARD_INFO
 from engine.presets import PRESETS
-from engine.settings_text import SettingsError, read_settings
+from engine.requests import DrawingRequest, EvaluationRequest, GenerationRequest
+from engine.settings_text import SettingsError, explain, read_settings
 
 app = typer.Typer(
     name="palate", help="Teach a flow-matching image model your taste.", no_args_is_help=True, add_completion=False,
     rich_markup_mode=None, pretty_exceptions_enable=False,
 )
 MISTAKE = 2
+
+# Options that `generate` and `evaluate` share.
+Checkpoint = Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Folder of a run or of a checkpoint.")]
+Step = Annotated[int | None, typer.Option(help="Checkpoint of a run; without: the newest.")]
+Seed = Annotated[int | None, typer.Option(help="Prompt i is drawn from seed + i; without: as the run's gallery.")]
+NumSteps = Annotated[int | None, typer.Option("--steps", help="Denoising steps; without: as the gallery.")]
+Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance, 1 = none; without: as the gallery.")]
+Hybrid = Annotated[
+    float, typer.Option(help="Share of the steps, 0 to 1, drawn with the tuned weights; the base model draws the rest.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda; without: as the run.")]
+Out = Annotated[Path, typer.Option(help="Folder for what is made.")]
+AnyRequest = TypeVar("AnyRequest", bound=DrawingRequest)
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -87,6 +102,71 @@ def export(
     if form not in EXPORT_INFO:
         refuse(f"There is no export format named {form}; choose one of: {', '.join(EXPORT_INFO)}.")
     raise typer.Exit(headless.export(run, form, out, step))
+
+
+@app.command()
+def generate(
+    run: Checkpoint,
+    *,
+    out: Out,
+    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
+    step: Step = None,
+    seed: Seed = None,
+    steps: NumSteps = None,
+    guidance: Guidance = None,
+    hybrid: Hybrid = 1.0,
+    device: Device = None,
+) -> None:
+    """Draw prompts with what a run has learned."""
+    request = _request(
+        GenerationRequest, run=run, step=step, prompts=prompt, seed=seed, num_steps=steps, guidance_scale=guidance,
+        hybrid=hybrid, device=device, out=out,
+    )  # fmt: skip
+    raise typer.Exit(headless.generate(request))
+
+
+@app.command()
+def evaluate(
+    run: Checkpoint,
+    *,
+    out: Out,
+    against: Annotated[
+        str | None, typer.Option(help='Compare in pairs with another run or checkpoint, or "base", the base model.')
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A .txt, .csv or .jsonl file; without: the run's held-out prompts.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="What to score with; may be given several times; without: the run's rewards."),
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(help="The first so many prompts alone.")] = None,
+    step: Step = None,
+    seed: Seed = None,
+    steps: NumSteps = None,
+    guidance: Guidance = None,
+    hybrid: Hybrid = 1.0,
+    against_hybrid: Annotated[float, typer.Option(help="The same as --hybrid, for --against.")] = 1.0,
+    device: Device = None,
+) -> None:
+    """Score what a run has learned on a set of prompts: means, 95 % intervals, win rates, and a grid of the images."""
+    unknown = [name for name in reward or [] if name not in REWARD_INFO]
+    if unknown:
+        refuse(f"There is no reward named {unknown[0]}; choose among: {', '.join(REWARD_INFO)}.")
+    request = _request(
+        EvaluationRequest, run=run, step=step, against=against, against_hybrid=against_hybrid, prompts=prompts,
+        num_prompts=num_prompts, rewards=tuple(dict.fromkeys(reward or [])), seed=seed, num_steps=steps,
+        guidance_scale=guidance, hybrid=hybrid, device=device, out=out,
+    )  # fmt: skip
+    raise typer.Exit(headless.evaluate(request))
+
+
+def _request(kind: type[AnyRequest], **fields: Any) -> AnyRequest:
+    """A request of the options given, refused with a sentence where one is out of range."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        refuse(explain(error))
 
 
 def main() -> None:

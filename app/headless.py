@@ -1,4 +1,4 @@
-"""`palate train` and `palate export`: the engine as a process, its events as one line of progress."""
+"""`palate train`, `export`, `generate` and `evaluate`: the engine as a process, its events as one line of progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from typing import TextIO
 import typer
 
 from app import words
+from app.evaluation_text import evaluation_text
 from engine.events import CheckpointSaved, Event, Finished, IterationDone, Message, SamplesDrawn, Started, parse_event
+from engine.reports import EVALUATION_NAME, GENERATION_NAME, GRID_NAME, Evaluation
+from engine.requests import EvaluationRequest, GenerationRequest
 
 _POLL_SECONDS = 0.2
 
@@ -206,8 +209,31 @@ def _conclude(code: int, progress: Progress, said: deque[str], out: Path) -> int
 
 def export(run: Path, form: str, out: Path, step: int | None, *, engine: Sequence[str] = ()) -> int:
     """Run the engine's export and show its report; returns the exit code."""
-    command = [*(engine or (sys.executable, "-m", "engine.process")), "export", "--run", str(run), "--format", form]
-    command += ["--out", str(out), *(["--checkpoint", str(step)] if step is not None else [])]
+    command = ["export", "--run", str(run), "--format", form, "--out", str(out)]
+    return _call("export", [*command, *(["--checkpoint", str(step)] if step is not None else [])], engine)
+
+
+def generate(request: GenerationRequest, *, engine: Sequence[str] = ()) -> int:
+    """Have the engine draw, and say where the images are; returns the exit code."""
+    code = _call("drawing", ["generate", "--request", request.model_dump_json()], engine)
+    if code == 0:
+        typer.echo(f"{words.count(len(request.prompts), 'image')} in {request.out}, with {GENERATION_NAME}.")
+    return code
+
+
+def evaluate(request: EvaluationRequest, *, engine: Sequence[str] = ()) -> int:
+    """Have the engine draw and score, and show the figures; returns the exit code."""
+    code = _call("evaluation", ["evaluate", "--request", request.model_dump_json()], engine)
+    if code == 0:
+        report = (request.out / EVALUATION_NAME).read_text(encoding="utf-8")
+        typer.echo(f"\n{evaluation_text(Evaluation.model_validate_json(report))}")
+        typer.echo(f"All of it is in {request.out}: {EVALUATION_NAME}, {GRID_NAME} and the images.")
+    return code
+
+
+def _call(what: str, arguments: Sequence[str], engine: Sequence[str]) -> int:
+    """Run the engine to its end, its stdout shown; returns 0, or after a sentence 2 (a mistake) or 1 (a fault)."""
+    command = [*(engine or (sys.executable, "-m", "engine.process")), *arguments]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if done.returncode == 0:
         return 0
@@ -215,5 +241,5 @@ def export(run: Path, form: str, out: Path, step: int | None, *, engine: Sequenc
         typer.echo(done.stderr.strip(), err=True)
         return 2
     last = done.stderr.strip().splitlines()[-1:] or ["It did not say why."]
-    typer.echo(f"The export failed (exit code {done.returncode}): {last[0]}", err=True)
+    typer.echo(f"The {what} failed (exit code {done.returncode}): {last[0]}", err=True)
     return 1

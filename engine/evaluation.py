@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from engine.events import SampleImage, SamplesDrawn
 from engine.models import TextToImage
@@ -21,6 +22,8 @@ from engine.sampling.rollout import Velocity, sample_ode
 from engine.settings import EvaluationSettings, RewardName
 
 VelocityOf = Callable[[Sequence[str], float], Velocity]
+Sample = Callable[[Velocity, Tensor, Tensor, Sequence[float], int], Tensor]
+"""(velocity, noise (B, …), prompt index (B,), σ grid (T+1,), micro-batch) → final latents (B, …)."""
 
 
 def draw(
@@ -29,19 +32,21 @@ def draw(
     prompts: Sequence[str],
     evaluation: EvaluationSettings,
     micro_batch: int,
+    *,
+    sample: Sample = sample_ode,
 ) -> np.ndarray:
     """uint8 images (N, H, W, 3); image i follows prompt i from seed `evaluation.seed` + i."""
     noise = torch.cat([model.noise(torch.Generator().manual_seed(evaluation.seed + i), 1) for i in range(len(prompts))])
     rows = torch.arange(len(prompts), device=noise.device)
     sigmas = tuple(model.sigmas(evaluation.num_steps).tolist())
     velocity = velocity_of(prompts, evaluation.guidance_scale)
-    return model.decode(sample_ode(velocity, noise, rows, sigmas, micro_batch=micro_batch))
+    return model.decode(sample(velocity, noise, rows, sigmas, micro_batch))
 
 
-def save_images(images: np.ndarray, folder: Path) -> list[Path]:
-    """Write NNN.png files; a reader never sees a half-written one."""
+def save_images(images: np.ndarray, folder: Path, first: int = 0) -> list[Path]:
+    """Write NNN.png files, numbered from `first`; a reader never sees a half-written one."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{index:03d}.png" for index in range(len(images))]
+    paths = [folder / f"{index:03d}.png" for index in range(first, first + len(images))]
     for image, path in zip(images, paths, strict=True):
         temporary = path.with_suffix(".tmp")
         Image.fromarray(image).save(temporary, format="PNG")

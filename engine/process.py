@@ -2,6 +2,7 @@
 
 `python -m engine.process train --settings FILE --out DIR [--resume | --resume-from CHECKPOINT …]`
 `python -m engine.process export --run DIR --format NAME --out FILE [--checkpoint STEP]`
+`python -m engine.process generate|evaluate --request JSON` (engine/requests.py)
 
 Exit codes: 0 done or stopped with a checkpoint; 2 a mistake the creator can mend, with a sentence; 1 a fault of ours.
 """
@@ -17,14 +18,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from engine.artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint
 from engine.artifacts.export import export_run
+from engine.assessment import evaluate_checkpoints
 from engine.events import CheckpointSaved, Event, Finished, Message, SamplesDrawn, parse_event
+from engine.inference import generate
+from engine.requests import EvaluationRequest, GenerationRequest
 from engine.settings import RunSettings
 from engine.settings_text import read_settings
 from engine.train import train
@@ -184,6 +188,32 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_generation(arguments: argparse.Namespace) -> int:
+    """Draw prompts; returns the exit code."""
+    try:
+        generate(GenerationRequest.model_validate_json(arguments.request), _show_progress)
+    except (ValueError, OSError) as error:
+        return _report_mistake(error, None)
+    return 0
+
+
+def run_evaluation(arguments: argparse.Namespace) -> int:
+    """Score one or two models; returns the exit code."""
+    try:
+        evaluate_checkpoints(EvaluationRequest.model_validate_json(arguments.request), _show_progress)
+    except (ValueError, OSError) as error:
+        return _report_mistake(error, None)
+    return 0
+
+
+def _show_progress(name: str, done: int, total: int) -> None:
+    """A line that is rewritten on a terminal; elsewhere one line when all is drawn."""
+    if sys.stdout.isatty():
+        print(f"\r\x1b[2K{name}: {done}/{total} images", end="\n" if done == total else "", flush=True)
+    elif done == total:
+        print(f"{name}: {total} images", flush=True)
+
+
 class _StopFlag:
     """True once SIGTERM or SIGINT has come."""
 
@@ -223,7 +253,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     exporting.add_argument("--format", required=True)
     exporting.add_argument("--out", required=True)
     exporting.add_argument("--checkpoint", type=int, metavar="STEP")
+    for name in ("generate", "evaluate"):
+        commands.add_parser(name).add_argument("--request", required=True, metavar="JSON")
     return parser.parse_args(argv)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": run_training,
+    "export": run_export,
+    "generate": run_generation,
+    "evaluate": run_evaluation,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     end_with_parent()
     try:
-        return run_training(arguments) if arguments.command == "train" else run_export(arguments)
+        return _COMMANDS[arguments.command](arguments)
     except (RuntimeError, OSError, AssertionError):
         traceback.print_exc()
         return FAULT

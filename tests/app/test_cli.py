@@ -14,7 +14,9 @@ from app import headless
 from app.cli import app
 from engine.events import Finished, IterationDone, PhaseSeconds, SampleImage, SamplesDrawn
 from engine.presets import PRESETS
+from engine.requests import EvaluationRequest, GenerationRequest
 from engine.settings_text import from_yaml
+from tests.app.test_evaluation_text import BASE, ROWS, TUNED, evaluation, scored
 from tests.installations import fake_engine, small_settings
 
 runner = CliRunner()
@@ -39,6 +41,10 @@ def test_printed_preset_is_read_back(name: str) -> None:
         (["train", "nowhere.yaml", "--out", "run"], "nowhere.yaml cannot be read"),
         (["export", "nowhere", "--out", "file"], "nowhere is not a folder"),
         (["export", ".", "--out", "file", "--format", "jpeg"], "There is no export format named jpeg"),
+        (["evaluate", "run", "--out", "out", "--reward", "beauty"], "There is no reward named beauty"),
+        (["evaluate", "run", "--out", "out", "--hybrid", "1.5"], "`hybrid`: Input should be less than or equal to 1."),
+        (["generate", "run", "--out", "out", "--prompt", ""], "A prompt is empty"),
+        (["generate", "run", "--out", "out", "--prompt", "star", "--steps", "0"], "`num_steps`: Input should be"),
         (["up", "--host", "0.0.0.0"], "can be reached by others"),
     ],
 )
@@ -128,6 +134,62 @@ def test_export_says_what_the_engine_says(tmp_path: Path, capfd: pytest.CaptureF
     assert (code, capfd.readouterr().out) == (0, "Exported step 4 as diffusers.\n")
     refused = headless.export(tmp_path, "x", tmp_path / "f", 4, engine=fake_engine("--refuse", "No such format."))
     assert (refused, capfd.readouterr().err) == (2, "No such format.\n")
+
+
+def recording_engine(tmp_path: Path, program: str = "") -> tuple[str, ...]:
+    """An engine that leaves the request it was given in a file, and then runs a program of its own."""
+    script = tmp_path / "engine.py"
+    request = str(tmp_path / "request")
+    script.write_text(f"import sys; open({request!r}, 'w').write('\\n'.join(sys.argv[1:])); {program}")
+    return (sys.executable, str(script))
+
+
+def test_generating_asks_the_engine_and_says_where_the_images_are(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    request = GenerationRequest(run=tmp_path, out=tmp_path / "out", prompts=("a star", "two stars"), hybrid=0.6)
+    assert headless.generate(request, engine=recording_engine(tmp_path)) == 0
+    assert f"2 images in {tmp_path / 'out'}" in capfd.readouterr().out
+    command, flag, asked = (tmp_path / "request").read_text().split("\n")
+    assert (command, flag) == ("generate", "--request")
+    assert GenerationRequest.model_validate_json(asked) == request
+    refusing = recording_engine(tmp_path, "print('No such run.', file=sys.stderr); sys.exit(2)")
+    assert headless.generate(request, engine=refusing) == 2
+    assert capfd.readouterr() == ("", "No such run.\n")
+
+
+def test_evaluating_shows_the_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    report = evaluation(scored("mine", TUNED), scored("base", BASE))
+    (tmp_path / "evaluation.json").write_text(report.model_dump_json())
+    request = EvaluationRequest(run=tmp_path, out=tmp_path)
+    assert headless.evaluate(request, engine=recording_engine(tmp_path)) == 0
+    assert "\n".join(ROWS) in capfd.readouterr().out
+    assert EvaluationRequest.model_validate_json((tmp_path / "request").read_text().split("\n")[2]) == request
+    crashing = recording_engine(tmp_path, "raise RuntimeError('out of memory')")
+    assert headless.evaluate(request, engine=crashing) == 1
+    assert capfd.readouterr().err == "The evaluation failed (exit code 1): RuntimeError: out of memory\n"
+
+
+def test_options_become_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[EvaluationRequest | GenerationRequest] = []
+    monkeypatch.setattr(headless, "evaluate", lambda request: asked.append(request) or 0)
+    monkeypatch.setattr(headless, "generate", lambda request: asked.append(request) or 0)
+    both = "r --out o --step 4 --seed 5 --steps 6 --guidance 2 --hybrid 0.6 --device cpu"
+    more = "--against base --against-hybrid 0.5 --prompts p.txt --num-prompts 7 --reward vividness --reward composition"
+    assert runner.invoke(app, f"evaluate {both} {more}").exit_code == 0
+    assert runner.invoke(app, f"generate {both} --prompt 'a star' --prompt b").exit_code == 0
+    shared = {
+        "run": "r", "out": "o", "step": 4, "seed": 5, "num_steps": 6, "guidance_scale": 2, "hybrid": 0.6,
+        "device": "cpu",
+    }  # fmt: skip
+    scoring = {
+        "against": "base", "against_hybrid": 0.5, "prompts": "p.txt", "num_prompts": 7,
+        "rewards": ("vividness", "composition"),
+    }  # fmt: skip
+    assert asked == [
+        EvaluationRequest.model_validate(shared | scoring),
+        GenerationRequest.model_validate(shared | {"prompts": ("a star", "b")}),
+    ]
 
 
 def finished(step: int) -> str:

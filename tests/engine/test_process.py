@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine import process
 from engine.events import Event, Finished, IterationDone, Message, SamplesDrawn, Started, parse_event
+from engine.requests import EvaluationRequest, GenerationRequest
 from engine.settings import RunSettings
 from engine.settings_text import read_settings
 
@@ -148,6 +150,28 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(
     assert [path.name for path in checkpoints.iterdir()] == ["step-000002"]
     assert train(tiny_settings, tmp_path, "--resume") == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["outcome"] == "completed"
+
+
+def test_drawing_and_scoring_by_request(
+    tiny_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_run()
+    capsys.readouterr()
+    drawing = GenerationRequest(run=run, out=tmp_path / "images", prompts=("a red star", "a blue star"))
+    assert process.main(["generate", "--request", drawing.model_dump_json()]) == 0
+    assert capsys.readouterr() == ("run, step 2: 2 images\n", "")
+    assert {path.name for path in drawing.out.iterdir()} == {"000.png", "001.png", "generation.json"}
+
+    scoring = EvaluationRequest(run=run, out=tmp_path / "evaluation", against="base")
+    assert process.main(["evaluate", "--request", scoring.model_dump_json()]) == 0
+    assert capsys.readouterr() == ("run, step 2: 1 images\nbase model: 1 images\n", "")
+    assert {path.name for path in scoring.out.iterdir()} == {"evaluated", "against", "grid.png", "evaluation.json"}
+
+    for command, request in (("generate", drawing), ("evaluate", scoring)):
+        assert process.main([command, "--request", request.model_dump_json()]) == process.MISTAKE
+        said = capsys.readouterr().err
+        assert "already holds" in said
+        assert len(said.splitlines()) == 1
 
 
 def test_a_termination_signal_saves_a_checkpoint_and_the_run_goes_on(
