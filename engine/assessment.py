@@ -19,11 +19,11 @@ from engine.inference import (
     Source,
     Tell,
     base_of,
+    claim_folder,
     describe,
     draw_images,
     drawing_settings,
     open_source,
-    refuse_to_overwrite,
     write_report,
 )
 from engine.intervals import Comparison, compare, mean_of
@@ -52,7 +52,7 @@ def evaluate_checkpoints(request: EvaluationRequest, tell: Tell) -> Evaluation:
     for reward in rewards.values():
         reward.check_prompts(prompts)
     drawing = drawing_settings(request, source)
-    refuse_to_overwrite(request.out, EVALUATION_NAME)
+    claim_folder(request.out, EVALUATION_NAME)
 
     def scored(of: Source, folder: str) -> Scored:
         return _score(of, prompts, rewards, drawing, folder=request.out / folder, tell=tell)

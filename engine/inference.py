@@ -115,7 +115,7 @@ def generate(request: GenerationRequest, tell: Tell) -> Generation:
     """Draw the prompts into the folder asked for, and leave a report there. Raises ValueError with a sentence."""
     source = open_source(request.run, request.step, request.hybrid)
     drawing = drawing_settings(request, source)
-    refuse_to_overwrite(request.out, GENERATION_NAME)
+    claim_folder(request.out, GENERATION_NAME)
     model = describe(source, drawing)
     images: list[DrawnImage] = []
     for batch in draw_images(source, request.prompts, drawing):
@@ -130,12 +130,13 @@ def generate(request: GenerationRequest, tell: Tell) -> Generation:
     return generation
 
 
-def refuse_to_overwrite(out: Path, report_name: str) -> None:
-    """Raise ValueError if a finished report is in the folder, or it is none."""
+def claim_folder(out: Path, report_name: str) -> None:
+    """Make the folder before anything is drawn. Raises ValueError if it is none, or holds a finished report."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; choose a folder for --out.")
     if (out / report_name).exists():
         raise ValueError(f"{out} already holds {report_name} and its images; choose another --out folder.")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def write_report(report: Section, path: Path) -> None:
