@@ -120,7 +120,9 @@ class FlashSettings(Section):
 
     enabled: bool = Field(False, description="Re-grid the steps after the window and solve them by `solver`.")
     ratio: float = Field(0.4, gt=0.0, le=1.0, description="Steps kept after the window, as a share.")
-    solver: SolverName = Field("dpmsolver++", description="Multistep solver; one forward a step, each of them.")
+    solver: SolverName = Field(
+        "dpmsolver++", description="Multistep solver, one forward a step; deis alone starts cold, at order 1."
+    )
     order: Literal[1, 2, 3] = Field(2, description="Order of the solver; unipc's corrector adds one.")
     solver_type: SolverType | None = Field(
         None,

@@ -149,9 +149,9 @@ class UniPcSolver:
 
 @dataclass(frozen=True)
 class DeisSolver:
-    """DEIS in log ρ, on noise predictions: a history of clean predictions cannot warm it, so it starts at order 1.
+    """DEIS in log ρ, on noise predictions: those of the window lack the noise drawn after them, so it starts cold.
 
-    That start leaves an error of slope 2, which outlasts order 3's own when steps are many.
+    The first step, of order 1, leaves an error of slope 2, which outlasts order 3's own when steps are many.
     """
 
     order: Literal[1, 2, 3] = 2

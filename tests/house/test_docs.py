@@ -22,6 +22,8 @@ ROOMS = ("app", "engine", "store", "workers", "migrations", "benchmarks", "docs"
 # A word in backticks that begins with a room and a slash is a path of this project: `engine/sampling/sde.py`.
 PATH = re.compile(rf"`((?:{'|'.join(re.escape(room) for room in ROOMS)})/[\w./-]*)`")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+# A test as pytest names it: `tests/house/test_docs.py::test_paths_exist`.
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 COMMAND_LINE = re.compile(r"(?:^|`|bin/)(make|palate) ([a-z][a-z-]*)", re.MULTILINE)
 
 
@@ -38,6 +40,20 @@ def test_paths_exist(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = LINK.findall(page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_tests_exist(page: Path) -> None:
+    named = TEST.findall(page.read_text(encoding="utf-8"))
+    assert [(path, name) for path, name in named if f"def {name}(" not in (ROOT / path).read_text("utf-8")] == []
+
+
+def test_every_known_fault_has_its_proofs() -> None:
+    """docs/proofs.md says which tests hold the eight faults of the published code; each of its rows names some."""
+    text = (ROOT / "docs" / "proofs.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and " --- " not in line]
+    bare = [row for row in rows if not TEST.search(row) and not row.endswith("| test |")]
+    assert bare == []
+    assert re.findall(r"^\| (\d)\. ", text, re.MULTILINE) == [str(fault) for fault in range(1, 9)]
 
 
 def test_commands_exist(page: Path) -> None:

@@ -183,6 +183,13 @@ def test_cps_preserves_its_coefficients_at_every_step(eta, num_steps):
         assert actual == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_without_noise_a_whole_sampler_is_the_ode(name):
+    ode, nearly = _marginals("ode", 0.0, 25), _marginals(name, 1e-4, 25)
+    for actual, expected in zip(nearly, ode, strict=True):
+        assert actual == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(("name", "eta"), [("ode", 0.0), ("flow_sde", 0.7), ("dance_sde", 0.8), ("cps", 0.3)])
 def test_drawn_samples_have_the_marginals(name, eta):
     """By Monte Carlo through `draw`: mean and std within four standard errors of those worked out above."""
