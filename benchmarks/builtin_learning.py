@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import torch
+from measuring import device_name
 from PIL import Image, ImageDraw
 
 from engine.events import Event, IterationDone, SamplesDrawn
@@ -68,7 +67,7 @@ def measure(preset: str, seeds: list[int], changes: dict[str, Any], results: Pat
         runs = sorted([*runs, learn(settings, out)], key=lambda run: int(run["seed"]))
         report = {
             "preset": preset,
-            "device": _device_name(),
+            "device": device_name(),
             "versions": versions(),
             "held_out_prompts": NUM_HELD_OUT,
             "settings": _without_seed(settings),
@@ -86,7 +85,7 @@ def _runs_of_other_seeds(report: Path, settings: RunSettings, seeds: list[int]) 
     if not report.exists():
         return []
     found = json.loads(report.read_text())
-    if (found["settings"], found["versions"], found["device"]) != (_without_seed(settings), versions(), _device_name()):
+    if (found["settings"], found["versions"], found["device"]) != (_without_seed(settings), versions(), device_name()):
         return []
     return [run for run in found["runs"] if run["seed"] not in seeds]
 
@@ -105,13 +104,6 @@ def _merged(base: dict[str, Any], *changes: dict[str, Any]) -> dict[str, Any]:
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in values.items()}
-
-
-def _device_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _draw_curves(preset: str, runs: list[dict[str, Any]], path: Path) -> None:

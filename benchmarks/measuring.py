@@ -1,0 +1,29 @@
+"""What benchmarks share: the machine's name, and a window's positions one after another."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+from engine.settings import RunSettings
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's with its number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def at_round(settings: RunSettings, place: int, rounds: int) -> RunSettings:
+    """The settings with the window held at the `place`-th of `rounds` positions spread evenly over its range."""
+    window, last = settings.window, settings.last_window_position
+    if window.strategy == "frozen":
+        return settings
+    position = window.start + (2 * place + 1) * (last + 1 - window.start) // (2 * rounds)
+    held = window.model_copy(update={"strategy": "frozen", "start": position, "last": None})
+    return settings.model_copy(update={"window": held})
