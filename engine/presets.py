@@ -107,7 +107,7 @@ def builtin_balance() -> RunSettings:
     # Summed first: where all images of a prompt are right, tiny differences must not count as a mistake elsewhere does.
     settings["grpo"] |= {"reward_mix": "reward"}
     return RunSettings.model_validate(
-        settings | {"rewards": [{"name": "vividness"}, {"name": "composition", "weight": 0.85}]}
+        settings | {"rewards": [{"name": "vividness"}, {"name": "composition", "weight": 0.6}]}
     )
 
 
