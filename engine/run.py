@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from engine.artifacts.checkpoint import Checkpoint, save_checkpoint
-from engine.events import CheckpointSaved, Event
+from engine.events import CheckpointSaved, Event, Message
 from engine.guards import Guards
-from engine.models import TextToImage, load_model
-from engine.prompts import RunPrompts, load_prompts
+from engine.models import PromptEmbeddings, TextToImage, load_model, model_folder
+from engine.models.embedding_cache import EmbeddingCache, cache_root, fingerprint
+from engine.prompts import RunPrompts, load_prompts, prompts_of_iteration
 from engine.rewards import Reward, make_rewards
 from engine.sampling.sde import Kernel, make_kernel
 from engine.settings import RewardName, RunSettings
@@ -24,6 +25,9 @@ from engine.tuning import RunningAverage, Trainable, make_trainable
 from engine.versions import versions
 
 Emit = Callable[[Event], None]
+Encode = Callable[[Sequence[str]], PromptEmbeddings]
+
+_SECONDS_BETWEEN_WORDS = 5.0
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Run:
     out: Path
     emit: Emit
     model: TextToImage
+    encode: Encode
     device: torch.device
     prompts: RunPrompts
     rewards: dict[RewardName, Reward]
@@ -70,8 +75,10 @@ class ForwardCounter:
             self.count += len(output[0])
 
 
-def prepare(settings: RunSettings, out: Path, emit: Emit, checkpoint: Checkpoint | None) -> Run:
-    """Load the model, the prompts and the rewards, and restore a checkpoint's state."""
+def prepare(
+    settings: RunSettings, out: Path, emit: Emit, checkpoint: Checkpoint | None, model: TextToImage | None = None
+) -> Run:
+    """Load the prompts, the rewards and, unless it is given, the model; restore a checkpoint's state."""
     if settings.compute.num_threads:
         torch.set_num_threads(settings.compute.num_threads)
     device = find_device(settings.compute.device)
@@ -79,8 +86,11 @@ def prepare(settings: RunSettings, out: Path, emit: Emit, checkpoint: Checkpoint
     rewards = make_rewards(reward.name for reward in settings.rewards)
     for reward in rewards.values():
         reward.check_prompts((*prompts.training, *prompts.held_out))
-    model = load_model(settings.model)
+    given, model = model, model or load_model(settings.model)
     model.to(device)
+    encode: Encode = model.encode
+    if given is None and settings.compute.embedding_cache:
+        encode = _cached_encoder(settings, model, device, prompts, emit)
     trainable = make_trainable(model, settings.tuning, settings.seed, keep_base=_needs_base(settings))
     options = settings.optimiser
     optimiser = torch.optim.AdamW(
@@ -89,14 +99,37 @@ def prepare(settings: RunSettings, out: Path, emit: Emit, checkpoint: Checkpoint
     average = RunningAverage(trainable.state(), options.ema_decay) if options.ema_decay > 0 else None
     sampler = RunningAverage(trainable.state(), settings.nft.sampler_decay) if settings.method == "nft" else None
     run = Run(
-        settings=settings, out=out, emit=emit, model=model, device=device, prompts=prompts, rewards=rewards,
-        trainable=trainable, optimiser=optimiser, kernel=make_kernel(settings.sampling.kernel, settings.sampling.eta),
-        average=average, sampler=sampler, counter=ForwardCounter(model.transformer),
+        settings=settings, out=out, emit=emit, model=model, encode=encode, device=device, prompts=prompts,
+        rewards=rewards, trainable=trainable, optimiser=optimiser,
+        kernel=make_kernel(settings.sampling.kernel, settings.sampling.eta), average=average, sampler=sampler,
+        counter=ForwardCounter(model.transformer),
         guards=Guards(settings.guards, {reward.name: reward.weight for reward in settings.rewards}),
     )  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)
     return run
+
+
+def _cached_encoder(
+    settings: RunSettings, model: TextToImage, device: torch.device, prompts: RunPrompts, emit: Emit
+) -> Encode:
+    """Encode every prompt the run will draw, free the text encoders, and read the embeddings from disk from then on."""
+    folder = model_folder(settings.model)
+    cache = EmbeddingCache(model, cache_root() / fingerprint(folder, settings.model, device), device)
+    used = min(len(prompts.training), settings.iterations * settings.grpo.prompts_per_iteration)
+    visited = prompts_of_iteration(prompts.training, 0, used, settings.prompts.seed + settings.seed)
+    begun = told = time.perf_counter()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if time.perf_counter() - told > _SECONDS_BETWEEN_WORDS:
+            told = time.perf_counter()
+            left = (told - begun) / max(done, 1) * (total - done)
+            emit(Message(time=time.time(), text=f"Encoding prompts: {done} of {total}, about {left:.0f} s left."))
+
+    cache.fill((*visited, *prompts.held_out), tell)
+    model.release_encoders()
+    return cache.encode
 
 
 @contextmanager

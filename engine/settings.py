@@ -250,6 +250,10 @@ class ComputeSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU if there is one.")
     micro_batch: PositiveInt = Field(48, description="Most images in one forward pass.")
     num_threads: int = Field(0, ge=0, description="CPU threads; 0 = all cores.")
+    embedding_cache: bool = Field(
+        True,
+        description="Encode each prompt once, keep its embeddings in your cache folder, and free the text encoders.",
+    )
 
 
 class RunSettings(Section):

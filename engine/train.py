@@ -155,7 +155,7 @@ def sample_and_score(run: Run) -> Batch:
         run.prompts.training, iteration, grpo.prompts_per_iteration, settings.prompts.seed + settings.seed
     )
     begun = time.perf_counter()
-    embeddings = run.model.encode(prompts)
+    embeddings = run.encode(prompts)
     drawn = rollout(
         prompt_velocity(run.model, embeddings, settings.sampling.guidance_scale, settings.model.precision),
         _initial_noise(run, iteration),
@@ -342,7 +342,7 @@ def _evaluate(run: Run) -> None:
     settings = run.settings
 
     def velocity_of(prompts: Sequence[str], guidance_scale: float) -> Velocity:
-        return prompt_velocity(run.model, run.model.encode(prompts), guidance_scale, settings.model.precision)
+        return prompt_velocity(run.model, run.encode(prompts), guidance_scale, settings.model.precision)
 
     with run.trainable.replaced_by(run.average.average) if run.average else nullcontext():
         drawn = evaluate(

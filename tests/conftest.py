@@ -25,6 +25,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     for name in [name for name in os.environ if name.startswith("PALATE_") and name not in NOT_SETTINGS]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PALATE_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     yield
 
 

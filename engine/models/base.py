@@ -20,12 +20,14 @@ class PromptEmbeddings:
         pooled: (P, E) pooled text.
         empty_tokens: (1, L, D); None for a family without classifier-free guidance.
         empty_pooled: (1, E); None likewise.
+        num_padding: how many equal tokens the last of `tokens` stands for (engine/models/padding.py).
     """
 
     tokens: Tensor
     pooled: Tensor
     empty_tokens: Tensor | None = None
     empty_pooled: Tensor | None = None
+    num_padding: int = 1
 
 
 # What published LoRAs of transformers with joint attention adapt, by diffusers' names: attention and feed-forward.
@@ -48,6 +50,10 @@ class TextToImage(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of P prompts."""
+        ...
+
+    def release_encoders(self) -> None:
+        """Free the text encoders' memory; no prompt can be encoded after it."""
         ...
 
     def noise(self, generator: torch.Generator, num_images: int) -> Tensor:

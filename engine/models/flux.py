@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
-from engine.models.pipelines import decode_latents, freeze
+from engine.models.pipelines import decode_latents, freeze, release_encoders
 from engine.settings import ModelSettings
 
 _PACKED = 2  # latents a side of a token
@@ -74,6 +74,10 @@ class Flux:
         """Embeddings of P prompts: T5's tokens, and CLIP's pooled text."""
         tokens, pooled, _ = self.pipeline.encode_prompt(list(prompts), device=self.device)
         return PromptEmbeddings(tokens, pooled)
+
+    def release_encoders(self) -> None:
+        """Free the text encoders' memory; no prompt can be encoded after it."""
+        release_encoders(self.pipeline)
 
     def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
         """Standard normal latents (N, C, h, w); packed, they are what the pipeline draws from the same seed."""

@@ -17,6 +17,13 @@ def freeze(pipeline: Any) -> None:
             part.requires_grad_(False).eval()
 
 
+def release_encoders(pipeline: Any) -> None:
+    """Let go of every text encoder of a pipeline."""
+    for name in list(pipeline.components):
+        if name.startswith("text_encoder"):
+            setattr(pipeline, name, None)
+
+
 @torch.no_grad()
 def decode_latents(vae: Any, latents: Tensor) -> np.ndarray:
     """uint8 images (N, H, W, 3) of latents (N, C, h, w), by an AutoencoderKL with a scaling and a shift factor."""

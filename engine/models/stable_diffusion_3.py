@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.padding import count_padding, shorten_padding
-from engine.models.pipelines import decode_latents, freeze
+from engine.models.pipelines import decode_latents, freeze, release_encoders
 from engine.settings import ModelSettings
 
 
@@ -41,6 +41,7 @@ class StableDiffusion3:
         freeze(self.pipeline)
         self.transformer: Any = self.pipeline.transformer
         self.device = torch.device("cpu")
+        self._num_padding = 1
         self._latent_side = self._side_of(settings.resolution)
 
     def to(self, device: torch.device) -> None:
@@ -55,9 +56,11 @@ class StableDiffusion3:
             list(prompts), None, None, device=self.device, negative_prompt=""
         )
         both, count = shorten_padding(torch.cat([empty_tokens[:1], tokens]))
-        if count > 1:
-            count_padding(self.transformer, count)
-        return PromptEmbeddings(both[1:], pooled, both[:1], empty_pooled[:1])
+        return PromptEmbeddings(both[1:], pooled, both[:1], empty_pooled[:1], num_padding=count)
+
+    def release_encoders(self) -> None:
+        """Free the text encoders' memory; no prompt can be encoded after it."""
+        release_encoders(self.pipeline)
 
     def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
         """Standard normal latents (N, C, h, w); the first equals what the pipeline draws from the same seed."""
@@ -74,6 +77,9 @@ class StableDiffusion3:
         self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
     ) -> Tensor:
         """Velocity (B, C, h, w) at one σ, with classifier-free guidance where guidance_scale > 1."""
+        if embeddings.num_padding != self._num_padding:
+            self._num_padding = embeddings.num_padding
+            count_padding(self.transformer, self._num_padding)
         if guidance_scale <= 1:
             return self._predict(latents, sigma, embeddings.tokens[rows], embeddings.pooled[rows])
         assert embeddings.empty_tokens is not None and embeddings.empty_pooled is not None, "encode() gives them"
