@@ -103,11 +103,11 @@ def builtin_vividness() -> RunSettings:
 
 def builtin_balance() -> RunSettings:
     """Vividness held in balance by composition: what several rewards are for. The demo run."""
-    settings = _builtin(100) | _EVERY_LAYER
+    settings = _builtin(150) | _EVERY_LAYER
     # Summed first: where all images of a prompt are right, tiny differences must not count as a mistake elsewhere does.
     settings["grpo"] |= {"reward_mix": "reward"}
     return RunSettings.model_validate(
-        settings | {"rewards": [{"name": "vividness"}, {"name": "composition", "weight": 0.6}]}
+        settings | {"rewards": [{"name": "vividness"}, {"name": "composition", "weight": 0.78}]}
     )
 
 
