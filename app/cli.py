@@ -65,13 +65,18 @@ def train(
     settings: Annotated[Path, typer.Argument(help="Settings in YAML, such as `palate presets NAME` prints.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: events, samples, checkpoints, result.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in --out.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes that train together, a GPU each; without: as the settings say.", min=1)
+    ] = None,
 ) -> None:
     """Train without a browser. Ctrl-C stops it once a checkpoint is written."""
     try:
         read = read_settings(settings)
     except SettingsError as error:
         refuse(str(error))
-    raise typer.Exit(headless.train(settings, out, resume=resume, iterations=read.iterations))
+    raise typer.Exit(
+        headless.train(settings, out, resume=resume, iterations=read.iterations, processes=processes)
+    )
 
 
 @app.command()

@@ -115,13 +115,23 @@ class Progress:
             self._stream.flush()
 
 
-def train(settings: Path, out: Path, *, resume: bool, iterations: int, engine: Sequence[str] = ()) -> int:
+def train(
+    settings: Path,
+    out: Path,
+    *,
+    resume: bool,
+    iterations: int,
+    processes: int | None = None,
+    engine: Sequence[str] = (),
+) -> int:
     """Run the engine on a settings file and show its progress; returns the exit code.
 
-    `engine` replaces the engine's command in tests. Ctrl-C and SIGTERM are handed on, and the checkpoint waited for.
+    `processes` is how many there are to be, where the settings say otherwise. `engine` replaces the engine's command in
+    tests. Ctrl-C and SIGTERM are handed on, and the checkpoint waited for.
     """
     command = [*(engine or (sys.executable, "-m", "engine.process")), "train"]
     command += ["--settings", str(settings), "--out", str(out), *(["--resume"] if resume else [])]
+    command += ["--processes", str(processes)] if processes is not None else []
     tail, progress = EventTail(out / "events.jsonl"), Progress(iterations, sys.stdout)
     _restore_base(out, progress)
     # A session of its own: Ctrl-C reaches the engine once, from here, and not twice.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.events import SampleImage, SamplesDrawn
 from engine.models import TextToImage
+from engine.ranks import ALONE, Ranks
 from engine.rewards import Reward, score_all
 from engine.sampling.rollout import Velocity, sample_ode
 from engine.settings import EvaluationSettings, RewardName
@@ -64,10 +65,46 @@ def evaluate(
     step: int,
     out: Path,
     micro_batch: int,
+    ranks: Ranks = ALONE,
 ) -> SamplesDrawn:
-    """Draw, save and score the held-out prompts."""
+    """Draw the held-out prompts, on all ranks; save and score them, on the main one."""
     begun = time.perf_counter()
-    images = draw(model, velocity_of, prompts, evaluation, micro_batch)
+    images = _draw_together(model, velocity_of, prompts, evaluation, micro_batch, ranks=ranks)
+    return ranks.from_main(
+        lambda: _save_and_score(images, rewards, prompts, evaluation, step=step, out=out, begun=begun)
+    )
+
+
+def _draw_together(
+    model: TextToImage,
+    velocity_of: VelocityOf,
+    prompts: Sequence[str],
+    evaluation: EvaluationSettings,
+    micro_batch: int,
+    *,
+    ranks: Ranks,
+) -> np.ndarray:
+    """All images, as `draw` gives them, of which each rank draws equally many: some are drawn twice if need be."""
+    count = -(-len(prompts) // ranks.world_size)
+    first = min(ranks.rank * count, len(prompts) - count)
+    own = evaluation.model_copy(update={"seed": evaluation.seed + first})
+    drawn = draw(model, velocity_of, prompts[first : first + count], own, micro_batch)
+    images = np.empty((len(prompts), *drawn.shape[1:]), drawn.dtype)
+    for start, part in ranks.gather((first, drawn)):
+        images[start : start + count] = part
+    return images
+
+
+def _save_and_score(
+    images: np.ndarray,
+    rewards: Mapping[RewardName, Reward],
+    prompts: Sequence[str],
+    evaluation: EvaluationSettings,
+    *,
+    step: int,
+    out: Path,
+    begun: float,
+) -> SamplesDrawn:
     scored = score_all(rewards, images, prompts)
     paths = save_images(images, out / "samples" / f"step-{step:06d}")
     samples = tuple(

@@ -1,8 +1,10 @@
 """The engine as a process of its own: it writes its events to the run's folder, and ends with its parent.
 
-`python -m engine.process train --settings FILE --out DIR [--resume | --resume-from CHECKPOINT …]`
+`python -m engine.process train --settings FILE --out DIR [--resume | --resume-from CHECKPOINT …] [--processes N]`
 `python -m engine.process export --run DIR --format NAME --out FILE [--checkpoint STEP]`
 `python -m engine.process generate|evaluate --request JSON` (engine/requests.py)
+
+With several processes, the one that is started starts the run's ranks (engine/launch.py), each with this same command.
 
 Exit codes: 0 done or stopped with a checkpoint; 2 a mistake the creator can mend, with a sentence; 1 a fault of ours.
 """
@@ -28,13 +30,14 @@ from engine.artifacts.export import export_run
 from engine.assessment import evaluate_checkpoints
 from engine.events import CheckpointSaved, Event, Finished, Message, SamplesDrawn, parse_event
 from engine.inference import generate
+from engine.launch import FAULT, MISTAKE, check_devices, launch
+from engine.ranks import Ranks, is_one_of_several, join_ranks
 from engine.requests import EvaluationRequest, GenerationRequest
 from engine.settings import RunSettings
-from engine.settings_text import read_settings
+from engine.settings_text import parse_settings, read_settings
 from engine.train import train
 from engine.versions import versions
 
-MISTAKE, FAULT = 2, 1
 _PR_SET_PDEATHSIG = 1
 
 
@@ -82,29 +85,71 @@ def _events_up_to(path: Path, step: int) -> list[Event]:
 
 
 def run_training(arguments: argparse.Namespace) -> int:
-    """Train; returns the exit code."""
+    """Train, alone, as one of a run's ranks, or by starting them; returns the exit code."""
     out = Path(arguments.out)
-    stop = _StopFlag()
     try:
-        settings = read_settings(Path(arguments.settings))
+        settings = _with_processes(read_settings(Path(arguments.settings)), arguments.processes)
         out.mkdir(parents=True, exist_ok=True)
+        if settings.compute.num_processes > 1 and not is_one_of_several():
+            check_devices(settings.compute)
+            command = (sys.executable, "-m", "engine.process", *_training_words(arguments))
+            return launch(command, settings.compute.num_processes, out / "ranks")
+    except (ValueError, OSError) as error:
+        return _report_mistake(error, None)
+    stop = _StopFlag()
+    ranks = join_ranks(settings.compute)
+    code = _train(settings, arguments, ranks, stop)
+    if code == 0:
+        ranks.leave()
+    return code
+
+
+def _training_words(arguments: argparse.Namespace) -> list[str]:
+    """The command line of a training again, for each of its ranks."""
+    words = ["train", "--settings", arguments.settings, "--out", arguments.out]
+    words += ["--resume"] if arguments.resume else []
+    return words + [word for path in arguments.resume_from for word in ("--resume-from", path)]
+
+
+def _with_processes(settings: RunSettings, num_processes: int | None) -> RunSettings:
+    """The settings with the number of processes that was asked for, or that there are. Raises SettingsError."""
+    if is_one_of_several():
+        num_processes = int(os.environ["WORLD_SIZE"])
+    if num_processes is None:
+        return settings
+    data = settings.model_dump()
+    data["compute"]["num_processes"] = num_processes
+    return parse_settings(data)
+
+
+def _train(settings: RunSettings, arguments: argparse.Namespace, ranks: Ranks, stop: Callable[[], bool]) -> int:
+    """Train as one of the ranks, of which the main one keeps the run's folder; returns the exit code."""
+    out, log = Path(arguments.out), None
+    try:
         checkpoint = _find_checkpoint(arguments, out, settings)
-        _refuse_to_overwrite(arguments, out)
-        (out / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
-        log = EventLog(out / "events.jsonl", checkpoint.step if checkpoint else 0)
+        if ranks.is_main:
+            _refuse_to_overwrite(arguments, out)
+            (out / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
+            log = EventLog(out / "events.jsonl", checkpoint.step if checkpoint else 0)
     except (ValueError, OSError) as error:
         return _report_mistake(error, None)
     begun = time.perf_counter()
     try:
-        finished = train(settings, out, log, checkpoint=checkpoint, should_stop=stop)
-        _write_result(out, settings, log, finished, time.perf_counter() - begun)
+        finished = train(settings, out, log or _say_nothing, checkpoint=checkpoint, should_stop=stop, ranks=ranks)
+        if log is not None:
+            _write_result(out, settings, log, finished, time.perf_counter() - begun)
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         return _report_mistake(error, log)
     finally:
-        log.close()
+        if log is not None:
+            log.close()
     return 0
+
+
+def _say_nothing(event: Event) -> None:
+    """Where events go that the main rank tells."""
 
 
 def _find_checkpoint(arguments: argparse.Namespace, out: Path, settings: RunSettings) -> Checkpoint | None:
@@ -248,6 +293,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     training.add_argument("--out", required=True)
     training.add_argument("--resume", action="store_true")
     training.add_argument("--resume-from", action="append", default=[], metavar="CHECKPOINT")
+    training.add_argument("--processes", type=int, metavar="N")
     exporting = commands.add_parser("export")
     exporting.add_argument("--run", required=True)
     exporting.add_argument("--format", required=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from engine.guards import Guards
 from engine.models import PromptEmbeddings, TextToImage, load_model, model_folder
 from engine.models.embedding_cache import EmbeddingCache, cache_root, fingerprint
 from engine.prompts import RunPrompts, load_prompts, prompts_of_iteration
+from engine.ranks import ALONE, Ranks
 from engine.rewards import Reward, make_rewards
 from engine.sampling.sde import Kernel, make_kernel
 from engine.settings import RewardName, RunSettings
+from engine.sharding import kept_copy, parted, shard, whole
 from engine.tuning import RunningAverage, Trainable, make_trainable
 from engine.versions import versions
 
@@ -53,6 +55,7 @@ class Run:
     sampler: RunningAverage | None
     counter: ForwardCounter
     guards: Guards
+    ranks: Ranks
     step: int = 0
     begun: float = field(default_factory=time.perf_counter)
     first_step: int = 0
@@ -76,21 +79,29 @@ class ForwardCounter:
 
 
 def prepare(
-    settings: RunSettings, out: Path, emit: Emit, checkpoint: Checkpoint | None, model: TextToImage | None = None
+    settings: RunSettings,
+    out: Path,
+    emit: Emit,
+    checkpoint: Checkpoint | None,
+    model: TextToImage | None = None,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Load the prompts, the rewards and, unless it is given, the model; restore a checkpoint's state."""
-    if settings.compute.num_threads:
-        torch.set_num_threads(settings.compute.num_threads)
+    torch.set_num_threads(settings.compute.num_threads or max(1, torch.get_num_threads() // ranks.world_size))
     device = find_device(settings.compute.device)
     prompts = load_prompts(settings)
     rewards = make_rewards(reward.name for reward in settings.rewards)
     for reward in rewards.values():
         reward.check_prompts((*prompts.training, *prompts.held_out))
     given, model = model, model or load_model(settings.model)
+    if ranks.sharded:
+        # First: no device need hold the whole of it.
+        shard(model.transformer, ranks, device)
     model.to(device)
     encode: Encode = model.encode
     if given is None and settings.compute.embedding_cache:
-        encode = _cached_encoder(settings, model, device, prompts, emit)
+        encode = _cached_encoder(settings, model, device, prompts, emit=emit, ranks=ranks)
     trainable = make_trainable(model, settings.tuning, settings.seed, keep_base=_needs_base(settings))
     options = settings.optimiser
     optimiser = torch.optim.AdamW(
@@ -103,7 +114,7 @@ def prepare(
         rewards=rewards, trainable=trainable, optimiser=optimiser,
         kernel=make_kernel(settings.sampling.kernel, settings.sampling.eta), average=average, sampler=sampler,
         counter=ForwardCounter(model.transformer),
-        guards=Guards(settings.guards, {reward.name: reward.weight for reward in settings.rewards}),
+        guards=Guards(settings.guards, {reward.name: reward.weight for reward in settings.rewards}), ranks=ranks,
     )  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)
@@ -111,9 +122,12 @@ def prepare(
 
 
 def _cached_encoder(
-    settings: RunSettings, model: TextToImage, device: torch.device, prompts: RunPrompts, emit: Emit
+    settings: RunSettings, model: TextToImage, device: torch.device, prompts: RunPrompts, *, emit: Emit, ranks: Ranks
 ) -> Encode:
-    """Encode every prompt the run will draw, free the text encoders, and read the embeddings from disk from then on."""
+    """Encode every prompt the run will draw, free the text encoders, and read the embeddings from disk from then on.
+
+    Each rank encodes its share first; only what it cannot read of the others' is encoded again.
+    """
     folder = model_folder(settings.model)
     cache = EmbeddingCache(model, cache_root() / fingerprint(folder, settings.model, device), device)
     used = min(len(prompts.training), settings.iterations * settings.grpo.prompts_per_iteration)
@@ -127,7 +141,11 @@ def _cached_encoder(
             left = (told - begun) / max(done, 1) * (total - done)
             emit(Message(time=time.time(), text=f"Encoding prompts: {done} of {total}, about {left:.0f} s left."))
 
-    cache.fill((*visited, *prompts.held_out), tell)
+    needed = (*visited, *prompts.held_out)
+    if ranks.world_size > 1:
+        cache.fill(needed[ranks.share(len(needed)).rows], tell)
+        ranks.gather(None)  # waits for them
+    cache.fill(needed, tell)
     model.release_encoders()
     return cache.encode
 
@@ -143,14 +161,19 @@ def sampling_policy(run: Run) -> Iterator[None]:
 
 
 def save(run: Run) -> None:
-    """Save a checkpoint and say so. Raises DiskFullError; the newest complete checkpoint is then untouched."""
+    """Save a checkpoint and say so. Raises DiskFullError; the newest complete checkpoint is then untouched.
+
+    Every rank gives its part of the weights, and the main one saves.
+    """
     name = "adapter" if run.settings.tuning.method == "lora" else "transformer"
-    tensors: dict[str, dict[str, Tensor]] = {f"{name}.safetensors": run.trainable.state()}
-    tensors["optimiser.safetensors"] = _optimiser_tensors(run)
+    tensors = {f"{name}.safetensors": _in_one_piece(run, run.trainable.state())}
+    tensors["optimiser.safetensors"] = _in_one_piece(run, _optimiser_tensors(run))
     if run.average is not None:
-        tensors["ema.safetensors"] = run.average.average
+        tensors["ema.safetensors"] = _in_one_piece(run, run.average.average)
     if run.sampler is not None:
-        tensors["sampler.safetensors"] = run.sampler.average
+        tensors["sampler.safetensors"] = _in_one_piece(run, run.sampler.average)
+    if not run.ranks.is_main:
+        return
     state = {"step": run.step, "base": str(run.settings.model.name), "guards": run.guards.state()}
     path = save_checkpoint(
         run.out / "checkpoints", run.step, tensors, state, run.settings, versions(), keep=run.settings.checkpoints.keep
@@ -161,10 +184,32 @@ def save(run: Run) -> None:
     )
 
 
+def stop(run: Run, reason: str) -> NoReturn:
+    """Raise ValueError with the reason, after a checkpoint of the finished iterations."""
+    if run.step > run.first_step:
+        save(run)
+    raise ValueError(f"Stopped after iteration {run.step}. {reason}")
+
+
+def warn(run: Run, text: str) -> None:
+    """Say something in the run's log that its creator should look at."""
+    run.emit(Message(time=time.time(), level="warning", text=text))
+
+
+def _in_one_piece(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, where they are held in parts put together by the main rank; nothing on the others."""
+    pieces = {}
+    for name, tensor in tensors.items():
+        piece = whole(tensor)
+        if run.ranks.is_main:
+            pieces[name] = piece.cpu()
+    return pieces
+
+
 def _optimiser_tensors(run: Run) -> dict[str, Tensor]:
     """AdamW's state as named tensors: `<weight>/<exp_avg | exp_avg_sq | step>`."""
     return {
-        f"{name}/{key}": value.detach().cpu().clone()
+        f"{name}/{key}": kept_copy(value)
         for name, parameter in run.trainable.parameters.items()
         for key, value in run.optimiser.state.get(parameter, {}).items()
     }
@@ -181,12 +226,13 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     for weight, state in states.items():
         parameter = run.trainable.parameters[weight]
         run.optimiser.state[parameter] = {
-            entry: value if entry == "step" else value.to(parameter.device) for entry, value in state.items()
+            entry: value if entry == "step" else parted(value.to(parameter.device), parameter)
+            for entry, value in state.items()
         }
     if run.average is not None:
-        run.average.average = dict(checkpoint.tensors["ema.safetensors"])
+        run.average.average = run.trainable.parted(checkpoint.tensors["ema.safetensors"])
     if run.sampler is not None:
-        run.sampler.average = dict(checkpoint.tensors["sampler.safetensors"])
+        run.sampler.average = run.trainable.parted(checkpoint.tensors["sampler.safetensors"])
     run.guards.restore(checkpoint.state["guards"])
     run.step = run.first_step = checkpoint.step
 

@@ -249,7 +249,15 @@ class ComputeSettings(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU if there is one.")
     micro_batch: PositiveInt = Field(48, description="Most images in one forward pass.")
-    num_threads: int = Field(0, ge=0, description="CPU threads; 0 = all cores.")
+    num_threads: int = Field(0, ge=0, description="CPU threads of a process; 0 = all cores, shared by the processes.")
+    num_processes: int = Field(
+        1, ge=1, le=64,
+        description="Processes on this machine that train together, on GPUs one each; each takes whole prompts.",
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description='With "fsdp" a process holds a part of all weights: full fine-tuning of what does not fit a GPU.',
+    )
     embedding_cache: bool = Field(
         True,
         description="Encode each prompt once, keep its embeddings in your cache folder, and free the text encoders.",
@@ -292,6 +300,7 @@ class RunSettings(Section):
             raise ValueError("The reward weights are too large to add up; use weights around 1.")
         self._check_window()
         self._check_images()
+        self._check_processes()
         if self.method == "nft":
             self._check_nft()
         return self
@@ -331,6 +340,25 @@ class RunSettings(Section):
             raise ValueError(
                 f"grpo.updates_per_iteration is {grpo.updates_per_iteration}, but an iteration trains on "
                 f"only {num_images} images; use at most that many updates."
+            )
+
+    def _check_processes(self) -> None:
+        num_prompts, num_processes = self.grpo.prompts_per_iteration, self.compute.num_processes
+        if num_processes > num_prompts:
+            raise ValueError(
+                f"compute.num_processes is {num_processes}, but grpo.prompts_per_iteration is only {num_prompts}, and "
+                "a prompt's group of images stays in one process; use more prompts, or fewer processes."
+            )
+        if self.compute.sharding == "none":
+            return
+        if self.tuning.method == "lora":
+            raise ValueError(
+                'compute.sharding "fsdp" is for tuning.method "full", where all weights are trained; use "none".'
+            )
+        if num_prompts % num_processes:
+            raise ValueError(
+                f'With compute.sharding "fsdp" every process needs equally many prompts: grpo.prompts_per_iteration '
+                f"({num_prompts}) must be a multiple of compute.num_processes ({num_processes})."
             )
 
     def _check_nft(self) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,19 +34,25 @@ from engine.objective.base import ImageVelocity, Objective, choose_steps
 from engine.objective.grpo import GrpoObjective
 from engine.objective.nft import NftObjective, noise_images
 from engine.prompts import prompts_of_iteration
+from engine.ranks import ALONE, Ranks, Share
 from engine.rewards import score_all
-from engine.run import Emit, Run, device_name, prepare, sampling_policy, save
+from engine.run import Emit, Run, device_name, prepare, sampling_policy, save, stop, warn
 from engine.sampling.rollout import MicroBatches, Plan, Rollout, Velocity, make_plan, rollout
 from engine.sampling.window import window_start
 from engine.settings import RunSettings
+from engine.sharding import whole
 from engine.versions import versions
 from engine.work import num_trained_steps
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What sampling and scoring made of an iteration: N = P·G images, prompt-major."""
+    """What sampling and scoring made of an iteration: N = P·G images, prompt-major.
 
+    Embeddings and rollout are of a rank's own `share` of the images, everything else of all.
+    """
+
+    share: Share
     embeddings: PromptEmbeddings
     rollout: Rollout
     rewards: dict[str, float]
@@ -75,28 +81,30 @@ def train(
     *,
     checkpoint: Checkpoint | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Finished:
     """Run all iterations, or until `should_stop`; the last event is returned as well as emitted.
 
     Args:
         settings: the run.
         out: the run's folder, for samples and checkpoints.
-        emit: called with every event, in order.
+        emit: called with every event, in order, on every rank; those of the main one are the run's.
         checkpoint: where to resume from.
-        should_stop: asked between iterations; when true, a checkpoint is saved and the run ends as "stopped".
+        should_stop: asked between iterations; true on any rank: a checkpoint is saved, the run ends as "stopped".
+        ranks: this process among those of the run; each of them calls this function.
 
     Raises:
         ValueError: a setting that cannot work, in a sentence.
         DiskFullError: the disk is full; the newest complete checkpoint is untouched.
     """
-    run = prepare(settings, out, emit, checkpoint)
-    emit(_started(run))
+    run = prepare(settings, out, emit, checkpoint, ranks=ranks)
+    run.emit(_started(run))
     for note in run.prompts.notes:
-        emit(Message(time=time.time(), text=note))
+        run.emit(Message(time=time.time(), text=note))
     if run.step == 0:
         _evaluate(run)
     while run.step < settings.iterations:
-        if should_stop():
+        if ranks.any(should_stop()):
             if run.step > run.first_step:
                 save(run)
             return _finish(run, "stopped")
@@ -115,7 +123,7 @@ def _iterate(run: Run) -> None:
         batch = sample_and_score(run)
     failure = run.guards.fails(batch.failed_share)
     if failure:
-        _stop(run, failure)
+        stop(run, failure)
     begun = time.perf_counter()
     stats = update(run, batch)
     if run.sampler is not None:
@@ -137,7 +145,7 @@ def _iterate(run: Run) -> None:
             diversity=batch.diversity,
             window_start=batch.rollout.plan.window_start,
             seconds=seconds,
-            num_forwards=run.counter.take(),
+            num_forwards=sum(run.ranks.gather(run.counter.take())),
             num_trained_steps=stats.num_trained,
             eta_seconds=rate * (run.settings.iterations - run.step),
         )
@@ -148,17 +156,21 @@ def _iterate(run: Run) -> None:
 
 
 def sample_and_score(run: Run) -> Batch:
-    """Draw G images for each of P prompts, score them, and compare each with its group."""
+    """Draw G images for each of P prompts, score them, and compare each with its group.
+
+    A rank draws and scores the groups of its own share of the prompts, and hears the scores of the others.
+    """
     settings, iteration = run.settings, run.step
     grpo = settings.grpo
+    groups = run.ranks.share(grpo.prompts_per_iteration)
     prompts = prompts_of_iteration(
         run.prompts.training, iteration, grpo.prompts_per_iteration, settings.prompts.seed + settings.seed
-    )
+    )[groups.rows]
     begun = time.perf_counter()
     embeddings = run.encode(prompts)
     drawn = rollout(
         prompt_velocity(run.model, embeddings, settings.sampling.guidance_scale, settings.model.precision),
-        _initial_noise(run, iteration),
+        _initial_noise(run, iteration, groups),
         num_prompts=len(prompts),
         group_size=grpo.group_size,
         plan=_plan(run, iteration),
@@ -166,38 +178,49 @@ def sample_and_score(run: Run) -> Batch:
         generator=derived_generator(settings.seed, "step_noise", iteration),
         shared_prefix=settings.sampling.shared_prefix,
         micro_batch=settings.compute.micro_batch,
+        share=groups.times(grpo.group_size),
     )
     sampled = time.perf_counter()
     images = run.model.decode(drawn.latents)
     decoded = time.perf_counter()
-    scored = score_all(run.rewards, images, [prompt for prompt in prompts for _ in range(grpo.group_size)])
-    for text in scored.messages:
-        _warn(run, text)
+    scores, diversity = _scores_of_all(run, images, prompts, groups)
     advantages = group_advantages(
-        {name: torch.from_numpy(values).view(len(prompts), grpo.group_size) for name, values in scored.values.items()},
+        {name: torch.from_numpy(values).view(-1, grpo.group_size) for name, values in scores.items()},
         {reward.name: reward.weight for reward in settings.rewards},
         mix=grpo.reward_mix,
         clip=grpo.advantage_clip,
         std=grpo.advantage_std,
         trim=grpo.trim,
     ).flatten()
-    means = {name: float(np.nanmean(values)) for name, values in scored.values.items() if np.isfinite(values).any()}
+    means = {name: float(np.nanmean(values)) for name, values in scores.items() if np.isfinite(values).any()}
     seconds = {
         "sample": sampled - begun,
         "decode": decoded - sampled,
         "score": time.perf_counter() - decoded,
     }
-    num_failed = sum(int((~np.isfinite(values)).sum()) for values in scored.values.values())
-    failed_share = num_failed / sum(len(values) for values in scored.values.values())
-    diversity = _diversity(images.reshape(len(prompts), grpo.group_size, -1))
-    return Batch(embeddings, drawn, means, num_failed, failed_share, diversity, advantages, seconds)
+    num_failed = sum(int((~np.isfinite(values)).sum()) for values in scores.values())
+    failed_share = num_failed / sum(len(values) for values in scores.values())
+    share = groups.times(grpo.group_size)
+    return Batch(share, embeddings, drawn, means, num_failed, failed_share, diversity, advantages, seconds)
 
 
-def _diversity(images: np.ndarray) -> float:
-    """Root mean square difference of two images of one group, in [0, 1], of uint8 images (P, G, …)."""
+def _scores_of_all(
+    run: Run, images: np.ndarray, prompts: Sequence[str], groups: Share
+) -> tuple[dict[str, np.ndarray], float]:
+    """Scores (N,) by reward of the iteration's images, of which a rank has its own, and the groups' diversity.
+
+    Diversity is the root mean square difference of two images of one group, in [0, 1].
+    """
+    group_size = run.settings.grpo.group_size
+    own = score_all(run.rewards, images, [prompt for prompt in prompts for _ in range(group_size)])
     # Over pairs the mean squared difference is twice the unbiased variance.
-    variance = (images.astype(np.float32) / 255).var(axis=1, ddof=1).mean()
-    return float(np.sqrt(2 * variance))
+    grouped = images.reshape(len(prompts), group_size, -1).astype(np.float32) / 255
+    variance = grouped.var(axis=1, ddof=1).mean() * (len(prompts) / groups.total)
+    heard = run.ranks.gather((own.values, own.messages, variance))
+    for text in (message for _, messages, _ in heard for message in messages):
+        warn(run, text)
+    scores = {name: np.concatenate([values[name] for values, _, _ in heard]) for name in own.values}
+    return scores, float(np.sqrt(2 * sum(variance for _, _, variance in heard)))
 
 
 def update(run: Run, batch: Batch) -> UpdateStats:
@@ -217,9 +240,10 @@ def update(run: Run, batch: Batch) -> UpdateStats:
         chosen = images[batch.advantages[images] != 0] if skips else images
         if len(chosen) == 0:
             continue
-        loss, share, largest = _accumulate(run, objective, chosen, len(images))
-        norm = torch.nn.utils.clip_grad_norm_(run.trainable.parameters.values(), settings.optimiser.max_grad_norm)
-        if _is_left_out(run, loss, float(norm)):
+        own = batch.share.own(chosen)
+        loss, share, largest = _accumulate(run, objective, own, len(images))
+        norm = _clip_gradient(run)
+        if _is_left_out(run, loss, norm):
             run.optimiser.zero_grad(set_to_none=True)
             continue
         run.optimiser.step()
@@ -227,10 +251,10 @@ def update(run: Run, batch: Batch) -> UpdateStats:
         if run.average is not None:
             run.average.update(run.trainable.parameters)
         drift = drift if taken else largest
-        taken.append((loss, float(norm), share))
-        num_trained += int(objective.trained[:, chosen].sum())
+        taken.append((loss, norm, share))
+        num_trained += int(objective.trained[:, own].sum())
     loss, grad_norm, clipped_share = np.mean(taken, axis=0).tolist() if taken else (0.0, 0.0, 0.0)
-    return UpdateStats(loss, grad_norm, drift, clipped_share, num_trained)
+    return UpdateStats(loss, grad_norm, drift, clipped_share, sum(run.ranks.gather(num_trained)))
 
 
 def _is_left_out(run: Run, loss: float, grad_norm: float) -> bool:
@@ -243,67 +267,74 @@ def _is_left_out(run: Run, loss: float, grad_norm: float) -> bool:
         # No checkpoint: some of this iteration's updates may have been taken.
         raise ValueError(f"Stopped in iteration {run.step + 1}. {wrong}")
     skipped = "This update is skipped. " if action == "skip" else ""
-    _warn(run, f"Iteration {run.step + 1}: {skipped}{wrong}")
+    warn(run, f"Iteration {run.step + 1}: {skipped}{wrong}")
     return action == "skip"
 
 
 def _alarm(run: Run, sentences: Sequence[str]) -> None:
     """Tell what the guards found; raises ValueError where the run is to stop for it."""
     for sentence in sentences:
-        _warn(run, f"After iteration {run.step}: {sentence}")
+        warn(run, f"After iteration {run.step}: {sentence}")
     if sentences and run.settings.guards.action == "stop":
-        _stop(run, sentences[0])
-
-
-def _stop(run: Run, reason: str) -> NoReturn:
-    """Raise ValueError with the reason, after a checkpoint of the finished iterations."""
-    if run.step > run.first_step:
-        save(run)
-    raise ValueError(f"Stopped after iteration {run.step}. {reason}")
-
-
-def _warn(run: Run, text: str) -> None:
-    run.emit(Message(time=time.time(), level="warning", text=text))
+        stop(run, sentences[0])
 
 
 def make_objective(run: Run, batch: Batch) -> Objective:
     """What the iteration's updates minimise."""
-    settings, drawn = run.settings, batch.rollout
+    settings, drawn, share = run.settings, batch.rollout, batch.share
     generator = derived_generator(settings.seed, "trained_steps", run.step)
-    num_images, num_chosen = len(drawn.latents), num_trained_steps(settings)
-    advantages = batch.advantages.to(run.device, drawn.latents.dtype)
+    num_chosen = num_trained_steps(settings)
+    advantages = batch.advantages[share.rows].to(run.device, drawn.latents.dtype)
     if settings.method == "grpo":
         velocity, base = _image_velocities(run, batch, settings.sampling.guidance_scale)
-        trained = choose_steps(settings.window.size, num_images, num_chosen, generator)
+        trained = choose_steps(settings.window.size, share.total, num_chosen, generator)[:, share.rows]
         return GrpoObjective(trained, velocity, base, run.kernel, drawn, advantages, settings.grpo)
     # Guidance, where the images were drawn with it, is learnt: the model is trained without (2509.16117).
     velocity, base = _image_velocities(run, batch, 1.0)
     sigmas = drawn.plan.sigmas[:-1]
-    trained = choose_steps(len(sigmas), num_images, num_chosen, generator)
+    trained = choose_steps(len(sigmas), share.total, num_chosen, generator)[:, share.rows]
     noise = derived_generator(settings.seed, "forward_noise", run.step)
     with sampling_policy(run):
-        in_batches = MicroBatches(velocity, settings.compute.micro_batch)
-        noised = noise_images(drawn.latents, sigmas, trained, in_batches, noise)
+        in_batches = MicroBatches(velocity, settings.compute.micro_batch, run.ranks)
+        noised = noise_images(drawn.latents, sigmas, trained, in_batches, noise, share=share)
     return NftObjective(trained, velocity, base, noised, advantages, settings.grpo.advantage_clip, settings.nft)
 
 
-def _accumulate(run: Run, objective: Objective, chosen: Tensor, num_images: int) -> tuple[float, float, float]:
-    """Add the gradient of the loss over the chosen images and their trained steps, a mean over `num_images`.
+def _accumulate(run: Run, objective: Objective, own: Tensor, num_images: int) -> tuple[float, float, float]:
+    """Add the gradient of the loss over a rank's own images and their trained steps, a mean over `num_images` of all.
 
-    Returns the loss, the clipped share, and the largest drift.
+    Returns the loss, the clipped share, and the largest drift, all of all ranks.
     """
     num_steps = num_trained_steps(run.settings)
     totals: list[Tensor] = []
     for step, trained in enumerate(objective.trained):
-        here = chosen[trained[chosen]]
-        for part in here.split(run.settings.compute.micro_batch) if len(here) else ():
+        here = own[trained[own]]
+        parts = here.split(run.settings.compute.micro_batch) if len(here) else ()
+        for _ in range(run.ranks.busiest(len(parts)) - len(parts)):
+            _keep_in_step(objective, step, run.device)
+        for part in parts:
             terms = objective.terms(step, part.to(run.device))
             share = len(part) / (num_images * num_steps)
             (terms.loss * share).backward()
             totals.append(torch.stack([terms.loss.detach() * share, terms.clipped_share * share, terms.drift]))
     # Read once: until here nothing waits for the device.
-    figures = torch.stack(totals)
-    return float(figures[:, 0].sum()), float(figures[:, 1].sum()), float(figures[:, 2].max())
+    figures = torch.stack(totals) if totals else torch.zeros(1, 3)
+    heard = run.ranks.gather((float(figures[:, 0].sum()), float(figures[:, 1].sum()), float(figures[:, 2].max())))
+    losses, clipped_shares, drifts = zip(*heard, strict=True)
+    return sum(losses), sum(clipped_shares), max(drifts)
+
+
+def _keep_in_step(objective: Objective, step: int, device: torch.device) -> None:
+    """Run the model for nothing, as another rank needs this one's part of the weights."""
+    first_image = torch.zeros(1, dtype=torch.long, device=device)
+    (objective.terms(step, first_image).loss * 0.0).backward()
+
+
+def _clip_gradient(run: Run) -> float:
+    """Add up the gradients of all ranks and clip the sum; its norm before that."""
+    parameters = run.trainable.parameters.values()
+    run.ranks.add_up_gradients(parameters)
+    return float(whole(torch.nn.utils.clip_grad_norm_(parameters, run.settings.optimiser.max_grad_norm)))
 
 
 def _image_velocities(run: Run, batch: Batch, guidance_scale: float) -> tuple[ImageVelocity, ImageVelocity]:
@@ -322,10 +353,10 @@ def _image_velocities(run: Run, batch: Batch, guidance_scale: float) -> tuple[Im
     return velocity, base_velocity
 
 
-def _initial_noise(run: Run, iteration: int) -> Tensor:
-    grpo = run.settings.grpo
-    count = grpo.prompts_per_iteration * (1 if run.settings.sampling.shared_noise else grpo.group_size)
-    return run.model.noise(derived_generator(run.settings.seed, "initial_noise", iteration), count)
+def _initial_noise(run: Run, iteration: int, groups: Share) -> Tensor:
+    """The noise that a share of the groups starts from: a row a group, or a row an image."""
+    share = groups if run.settings.sampling.shared_noise else groups.times(run.settings.grpo.group_size)
+    return run.model.noise(derived_generator(run.settings.seed, "initial_noise", iteration), share.total)[share.rows]
 
 
 def _plan(run: Run, iteration: int) -> Plan:
@@ -347,15 +378,16 @@ def _evaluate(run: Run) -> None:
     with run.trainable.replaced_by(run.average.average) if run.average else nullcontext():
         drawn = evaluate(
             run.model, velocity_of, run.rewards, run.prompts.held_out, settings.evaluation,
-            step=run.step, out=run.out, micro_batch=settings.compute.micro_batch,
+            step=run.step, out=run.out, micro_batch=settings.compute.micro_batch, ranks=run.ranks,
         )  # fmt: skip
     run.emit(drawn)
     _alarm(run, run.guards.after_evaluation(drawn.rewards))
 
 
 def _started(run: Run) -> Started:
+    count = f"{run.ranks.world_size} × " if run.ranks.world_size > 1 else ""
     return Started(
-        time=time.time(), step=run.step, iterations=run.settings.iterations, device=device_name(run.device),
+        time=time.time(), step=run.step, iterations=run.settings.iterations, device=count + device_name(run.device),
         versions=versions(),
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.models import TextToImage
 from engine.seeds import derived_seed
 from engine.settings import TuningSettings
+from engine.sharding import kept_copy, parted
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Trainable:
     base: dict[str, Tensor]
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the weights, on the CPU."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+        """Copies of the weights, on the CPU; where they are held in parts, of this rank's."""
+        return {name: kept_copy(parameter) for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Set the weights. Raises ValueError if the names or shapes differ."""
+        """Set the weights, to whole ones or to copies. Raises ValueError if the names or shapes differ."""
         if state.keys() != self.parameters.keys():
             different = sorted(state.keys() ^ self.parameters.keys())
             raise ValueError(
@@ -49,7 +50,11 @@ class Trainable:
                     f"{tuple(parameter.shape)} in the model."
                 )
         for name, parameter in self.parameters.items():
-            parameter.copy_(state[name])
+            parameter.copy_(parted(state[name], parameter))
+
+    def parted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole weights as these are held: this rank's parts of them, or themselves."""
+        return {name: parted(state[name], parameter) for name, parameter in self.parameters.items()}
 
     @contextmanager
     def replaced_by(self, state: Mapping[str, Tensor]) -> Iterator[None]:
@@ -129,7 +134,7 @@ class RunningAverage:
 
     def __init__(self, state: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self.average = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        self.average = {name: kept_copy(tensor) for name, tensor in state.items()}
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.objective.base import ImageVelocity, StepTerms
+from engine.ranks import Share
 from engine.sampling.sde import clean_prediction
 from engine.settings import NftSettings
 
@@ -61,23 +62,32 @@ class NoisedImages:
 
 @torch.no_grad()
 def noise_images(
-    clean: Tensor, sigmas: tuple[float, ...], trained: Tensor, velocity: ImageVelocity, generator: torch.Generator
+    clean: Tensor,
+    sigmas: tuple[float, ...],
+    trained: Tensor,
+    velocity: ImageVelocity,
+    generator: torch.Generator,
+    *,
+    share: Share | None = None,
 ) -> NoisedImages:
-    """The images (N, …) noised to the levels each is trained at, (T, N) bool, with the sampling policy's velocity."""
+    """The images (N, …) noised to the levels each is trained at, (T, N) bool, with the sampling policy's velocity.
+
+    They may be a `share` of a batch; their noise is then that of their rows of it. The velocity is asked for at every
+    level of the grid, for no image where none is trained there.
+    """
     num_images, device = len(clean), clean.device
     # Each column's chosen places, ascending: equally many in every column.
     levels = trained.t().nonzero()[:, 1].view(num_images, -1).t()
-    shape = (len(levels), *clean.shape)
-    noise = torch.randn(shape, generator=generator, device=generator.device, dtype=clean.dtype).to(device)
+    share = share or Share.whole(num_images)
+    noise = share.normal(clean.expand(len(levels), *clean.shape), generator, dim=1)
     sigma = torch.tensor(sigmas, dtype=clean.dtype)[levels].to(device)
     sigma = sigma.reshape(*levels.shape, *[1] * (clean.dim() - 1))
     noisy = (1.0 - sigma) * clean + sigma * noise
     velocities = torch.empty_like(noisy)
     for place in range(len(sigmas)):
         draw, images = (levels == place).nonzero(as_tuple=True)
-        if len(images):
-            draw, images = draw.to(device), images.to(device)
-            velocities[draw, images] = velocity(noisy[draw, images], sigmas[place], images).to(clean.dtype)
+        draw, images = draw.to(device), images.to(device)
+        velocities[draw, images] = velocity(noisy[draw, images], sigmas[place], images).to(clean.dtype)
     return NoisedImages(sigmas, levels.to(device), noisy, velocities, clean)
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from engine.ranks import ALONE, Ranks, Share
 from engine.sampling.schedule import flow_sigmas, regrid_tail, tail_sigmas
 from engine.sampling.sde import Kernel, clean_prediction, draw, log_prob, ode_step
 from engine.sampling.solvers import History, Solver, make_solver
@@ -127,10 +128,12 @@ def rollout(  # noqa: PLR0917 - what goes in, in the order it is used
     *,
     shared_prefix: bool,
     micro_batch: int,
+    share: Share | None = None,
 ) -> Rollout:
     """Draws G images for each of P prompts from `noise`: (P, …) shared by a group, or (P·G, …), one for each image.
 
-    The window's noise comes from `generator`, for the whole batch at once: micro-batching changes no draw.
+    The window's noise comes from `generator`, for the whole batch at once: micro-batching changes no draw. These images
+    may be a `share` of a batch; their noise is then that of their rows.
     Raises ValueError if the noise has another number of rows, or is not shared though the prefix is.
     """
     forward = MicroBatches(velocity, micro_batch)
@@ -140,7 +143,8 @@ def rollout(  # noqa: PLR0917 - what goes in, in the order it is used
     latents, history = _prefix(forward, latents, prompts if shared_prefix else images, plan)
     if shared_prefix:
         latents, history = latents.repeat_interleave(group_size, dim=0), history.repeat(group_size)
-    window, history = _window(forward, latents, images, history, plan, kernel=kernel, generator=generator)
+    share = share or Share.whole(len(images))
+    window, history = _window(forward, latents, images, history, plan, kernel=kernel, generator=generator, share=share)
     latents = _tail(forward, window.states[-1], images, plan, history)
     return Rollout(latents, window.states, window.means, window.log_probs, plan, forward.num_velocities)
 
@@ -164,17 +168,26 @@ class _Window:
 
 
 class MicroBatches:
-    """A velocity evaluated at most `size` images at a time, which counts the images."""
+    """A velocity evaluated at most `size` images at a time, which counts the images.
 
-    def __init__(self, velocity: Velocity, size: int) -> None:
+    `ranks` are those whose numbers of images may differ, to be kept in step where they hold the weights in parts.
+    """
+
+    def __init__(self, velocity: Velocity, size: int, ranks: Ranks = ALONE) -> None:
         self.velocity = velocity
         self.size = size
+        self.ranks = ranks
         self.num_velocities = 0
 
     def __call__(self, latents: Tensor, sigma: float, prompt_index: Tensor) -> Tensor:
         """The velocity (B, …), in parts."""
         self.num_velocities += len(latents)
-        parts = zip(latents.split(self.size), prompt_index.split(self.size), strict=True)
+        parts = list(zip(latents.split(self.size), prompt_index.split(self.size), strict=True)) if len(latents) else []
+        num_idle = self.ranks.busiest(len(parts)) - len(parts)
+        for _ in range(num_idle):
+            self.velocity(latents.new_zeros(1, *latents.shape[1:]), sigma, prompt_index.new_zeros(1))
+        if not parts:
+            return torch.zeros_like(latents)
         return torch.cat([self.velocity(part, sigma, index) for part, index in parts])
 
 
@@ -197,6 +210,7 @@ def _window(
     *,
     kernel: Kernel,
     generator: torch.Generator,
+    share: Share,
 ) -> tuple[_Window, History]:
     """The stochastic steps, and the clean predictions."""
     states = latents.new_empty(plan.window_size + 1, *latents.shape)
@@ -207,9 +221,7 @@ def _window(
         velocity = forward(latents, sigma, prompt_index)
         history = _warmed(history, plan, latents, velocity, sigma)
         transition = kernel.transition(latents, velocity, sigma, sigma_next, plan.sigma_first)
-        # Drawn where the generator lives, so that a seed means the same noise on every device.
-        noise = torch.randn(latents.shape, generator=generator, device=generator.device, dtype=latents.dtype)
-        latents = draw(transition, noise.to(latents.device))
+        latents = draw(transition, share.normal(latents, generator))
         states[step + 1], means[step] = latents, transition.mean
         log_probs[step] = log_prob(transition, latents)
     return _Window(states, means, log_probs), history

@@ -168,14 +168,24 @@ def tiny_flux_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 @pytest.fixture
-def tiny_settings(tiny_pipeline_folder: Path, tmp_path: Path) -> RunSettings:
+def tiny_settings(tiny_settings_in: Callable[[Path], RunSettings], tmp_path: Path) -> RunSettings:
     """A run that takes a second: three prompts of a file, the tiny pipeline, four iterations."""
-    prompts = tmp_path / "prompts.txt"
+    return tiny_settings_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings_in(tiny_pipeline_folder: Path) -> Callable[[Path], RunSettings]:
+    """Gives `tiny_settings`, its prompts in a folder."""
+    return lambda folder: _tiny_settings(tiny_pipeline_folder, folder)
+
+
+def _tiny_settings(pipeline_folder: Path, folder: Path) -> RunSettings:
+    prompts = folder / "prompts.txt"
     prompts.write_text("a red circle\na blue star\na green square\nred square above blue circle\nthe large star\n")
     return RunSettings(
         seed=3,
         iterations=4,
-        model=ModelSettings(folder=str(tiny_pipeline_folder)),
+        model=ModelSettings(folder=str(pipeline_folder)),
         prompts=PromptSettings(file=str(prompts)),
         rewards=(RewardSettings(name="vividness"), RewardSettings(name="incompressibility", weight=0.5)),
         sampling=SamplingSettings(num_steps=8),
