@@ -22,8 +22,8 @@ SETTINGS = RunSettings(rewards=(RewardSettings(name="vividness"), RewardSettings
 
 def metric(step: int, **rewards: float) -> MetricRow:
     return MetricRow(
-        step=step, time=float(step), rewards=rewards, failed_scores=0, loss=0.1, grad_norm=1.0, ratio_drift=0.0, diversity=0.2,
-        clipped_share=0.0, window_start=0, sample_seconds=1.0, decode_seconds=0.5, score_seconds=0.25,
+        step=step, time=float(step), rewards=rewards, failed_scores=0, loss=0.1, grad_norm=1.0, ratio_drift=0.0,
+        clipped_share=0.0, diversity=0.2, window_start=0, sample_seconds=1.0, decode_seconds=0.5, score_seconds=0.25,
         train_seconds=2.0, num_forwards=14, num_trained_steps=96, eta_seconds=None,
     )
 
