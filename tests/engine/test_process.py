@@ -174,26 +174,95 @@ def test_drawing_and_scoring_by_request(
         assert len(said.splitlines()) == 1
 
 
-def test_a_termination_signal_saves_a_checkpoint_and_the_run_goes_on(
-    tiny_settings: RunSettings, tmp_path: Path
-) -> None:
-    rare = {"evaluation": {"every": 1000, "num_prompts": 2, "num_steps": 2}, "checkpoints": {"every": 1000}}
-    long = RunSettings.model_validate(tiny_settings.model_dump() | rare | {"iterations": 2000})
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "engine.process", "train", "--settings", str(write_settings(long, tmp_path))]
-    engine = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+def start(settings: RunSettings, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+    """A real engine process that trains in the folder `out`."""
+    command = [sys.executable, "-m", "engine.process", "train", "--settings", str(write_settings(settings, tmp_path))]
+    return subprocess.Popen([*command, "--out", str(tmp_path / "out"), *more], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_iteration(engine: subprocess.Popen[str], out: Path, step: int = 1) -> None:
     deadline = time.monotonic() + 120
-    while not ((out / "events.jsonl").exists() and '"iteration"' in (out / "events.jsonl").read_text()):
+    while not ((out / "events.jsonl").exists() and steps_of(out)[-1:] >= [step]):
         assert engine.poll() is None, engine.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def steps_of(out: Path) -> list[int]:
+    """The iterations that the events tell of, but for a line that is being written."""
+    lines = (out / "events.jsonl").read_text().rpartition("\n")[0].splitlines()
+    return [event.step for event in map(parse_event, lines) if isinstance(event, IterationDone)]
+
+
+def stop(engine: subprocess.Popen[str], out: Path) -> Finished:
+    """Ask an engine to stop, and give its last word."""
     engine.send_signal(signal.SIGTERM)
     error = engine.communicate(timeout=60)[1]
     assert engine.returncode == 0, error
     finished = events_of(out)[-1]
     assert isinstance(finished, Finished)
     assert finished.outcome == "stopped"
+    return finished
+
+
+def test_a_termination_signal_saves_a_checkpoint_and_the_run_goes_on(
+    tiny_settings: RunSettings, tmp_path: Path
+) -> None:
+    rare = {"evaluation": {"every": 1000, "num_prompts": 2, "num_steps": 2}, "checkpoints": {"every": 1000}}
+    long = RunSettings.model_validate(tiny_settings.model_dump() | rare | {"iterations": 2000})
+    out = tmp_path / "out"
+    engine = start(long, tmp_path)
+    wait_for_iteration(engine, out)
+    finished = stop(engine, out)
     shorter = RunSettings.model_validate(long.model_dump() | {"iterations": finished.step + 1})
     assert train(shorter, tmp_path, "--resume") == 0
-    steps = [event.step for event in events_of(out) if isinstance(event, IterationDone)]
-    assert steps == list(range(1, finished.step + 2))
+    assert steps_of(out) == list(range(1, finished.step + 2))
+
+
+def runs(pid: str) -> bool:
+    """Whether a process is neither gone nor dead and waiting to be asked for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_several_processes_end_with_the_one_that_started_them_and_stop_when_it_is_asked_to(
+    tiny_settings: RunSettings, tmp_path: Path
+) -> None:
+    often = {"evaluation": {"every": 1000, "num_prompts": 2, "num_steps": 2}, "checkpoints": {"every": 1}}
+    long = RunSettings.model_validate(tiny_settings.model_dump() | often | {"iterations": 2000})
+    out = tmp_path / "out"
+    engine = start(long, tmp_path, "--processes", "2")
+    wait_for_iteration(engine, out, 2)
+    ranks = Path(f"/proc/{engine.pid}/task/{engine.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    engine.kill()
+    engine.communicate()
+    deadline = time.monotonic() + 30
+    while any(runs(pid) for pid in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+    before = steps_of(out)[-1]
+    engine = start(long, tmp_path, "--processes", "2", "--resume")
+    wait_for_iteration(engine, out, before + 1)
+    finished = stop(engine, out)
+    assert read_settings(out / "settings.yaml").compute.num_processes == 2
+    assert {path.name for path in (out / "ranks").iterdir()} == {"0.log", "1.log"}
+    shorter = RunSettings.model_validate(long.model_dump() | {"iterations": finished.step + 1})
+    assert train(shorter, tmp_path, "--resume") == 0
+    assert steps_of(out) == list(range(1, finished.step + 2))
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*ranks:pytest.PytestUnraisableExceptionWarning")
+def test_a_mistake_that_every_process_meets_is_told_once(
+    tiny_settings: RunSettings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").unlink()
+    assert train(tiny_settings, tmp_path, "--processes", "2") == process.MISTAKE
+    error = capfd.readouterr().err
+    assert "prompts.txt cannot be read" in error
+    assert len(error.splitlines()) == 1
+    assert train(tiny_settings, tmp_path, "--processes", "3") == process.MISTAKE
+    assert "grpo.prompts_per_iteration is only 2" in capfd.readouterr().err
