@@ -83,7 +83,8 @@ def _environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            environment[name] = os.environ.get(name, "lo")
     return environment
 
 
@@ -134,9 +135,11 @@ def _pass_on_stops(context: PContext) -> None:
 def _report(failures: dict[int, ProcessFailure], logs: dict[int, str]) -> int:
     """Say why the run failed, in the words of the rank that failed first; the exit code."""
 
-    def order(failure: ProcessFailure) -> tuple[bool, int, float]:
+    def order(failure: ProcessFailure) -> tuple[bool, bool, int, float]:
+        ended_by_us = failure.exitcode == -signal.SIGTERM
         # A rank that loses another fails too, with words about its connection; it speaks later.
-        return failure.exitcode != MISTAKE, failure.timestamp, Path(logs[failure.local_rank]).stat().st_mtime
+        spoke = Path(logs[failure.local_rank]).stat().st_mtime
+        return failure.exitcode != MISTAKE, ended_by_us, failure.timestamp, spoke
 
     first = min(failures.values(), key=order)
     sys.stderr.write(Path(logs[first.local_rank]).read_text(encoding="utf-8", errors="replace"))

@@ -85,6 +85,13 @@ def test_training_shows_its_way(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "Done: 6 iterations." in out
 
 
+def test_the_number_of_processes_is_handed_on(tmp_path: Path) -> None:
+    engine = recording_engine(tmp_path)
+    headless.train(settings_file(tmp_path), tmp_path / "run", resume=True, iterations=6, processes=2, engine=engine)
+    words = (tmp_path / "request").read_text().split("\n")
+    assert words[-3:] == ["--resume", "--processes", "2"]
+
+
 def test_engine_that_crashes_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     engine = fake_engine("--crash-at", "3")
     code = headless.train(settings_file(tmp_path), tmp_path / "run", resume=False, iterations=6, engine=engine)
