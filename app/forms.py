@@ -172,7 +172,7 @@ def draw_rewards(settings: RunSettings, key: str) -> list[dict[str, Any]]:
         with about:
             low, high = info.range
             cost = f"about {info.milliseconds_an_image:g} ms an image"
-            st.caption(f"{info.help} Scores from {low:g} to {high:g}; {cost}.".replace("-", "−"))
+            st.caption(f"{info.help} " + f"Scores from {low:g} to {high:g}; {cost}.".replace("-", "−"))
         if on:
             chosen.append({"name": name, "weight": value})
     # A form left as it is gives the settings it started from, order and all.
