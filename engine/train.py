@@ -163,6 +163,7 @@ def sample_and_score(run: Run) -> Batch:
     settings, iteration = run.settings, run.step
     grpo = settings.grpo
     groups = run.ranks.share(grpo.prompts_per_iteration)
+    share = groups.times(grpo.group_size)
     prompts = prompts_of_iteration(
         run.prompts.training, iteration, grpo.prompts_per_iteration, settings.prompts.seed + settings.seed
     )[groups.rows]
@@ -178,7 +179,7 @@ def sample_and_score(run: Run) -> Batch:
         generator=derived_generator(settings.seed, "step_noise", iteration),
         shared_prefix=settings.sampling.shared_prefix,
         micro_batch=settings.compute.micro_batch,
-        share=groups.times(grpo.group_size),
+        share=share,
     )
     sampled = time.perf_counter()
     images = run.model.decode(drawn.latents)
@@ -200,7 +201,6 @@ def sample_and_score(run: Run) -> Batch:
     }
     num_failed = sum(int((~np.isfinite(values)).sum()) for values in scores.values())
     failed_share = num_failed / sum(len(values) for values in scores.values())
-    share = groups.times(grpo.group_size)
     return Batch(share, embeddings, drawn, means, num_failed, failed_share, diversity, advantages, seconds)
 
 

@@ -78,7 +78,7 @@ class EmbeddingCache:
 
     def fill(self, prompts: Sequence[str], progress: Progress) -> None:
         """Encode every prompt that is not there yet. Its files may then be read without the encoders."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if self._read(prompt) is None]
+        missing = [prompt for prompt in dict.fromkeys(prompts) if not self._holds(prompt)]
         for done, prompt in enumerate(missing):
             progress(done, len(missing))
             self._encode(prompt)
@@ -114,6 +114,16 @@ class EmbeddingCache:
                 temporary.unlink()
             self._unwritten[prompt] = embeddings
         return embeddings
+
+    def _holds(self, prompt: str) -> bool:
+        """Whether the prompt's file is whole, from its header and length alone: real embeddings are megabytes."""
+        if prompt in self._unwritten:
+            return True
+        try:
+            with safe_open(self._path(prompt), framework="pt") as file:
+                return _NUM_PADDING in (file.metadata() or {})
+        except (OSError, SafetensorError):
+            return False
 
     def _read(self, prompt: str) -> PromptEmbeddings | None:
         if prompt in self._unwritten:
