@@ -1,6 +1,6 @@
 """Writes docs/guides/settings.md from `RunSettings`: every setting, its kind, range, default and meaning.
 
-Run it by `make docs` after a change of engine/settings.py; a test fails while the page is out of date.
+Run it by `make docs` after a change of engine/settings/; a test fails while the page is out of date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAGE = Path(__file__).parent / "guides" / "settings.md"
 INTRODUCTION = """\
 # Settings
 
-<!-- Written by `make docs` from engine/settings.py; change that file, not this one. -->
+<!-- Written by `make docs` from engine/settings/; change that file, not this one. -->
 
 A run is told everything by one settings file. `palate presets NAME` prints a whole one; a file of your own may leave
 out whatever should keep its default. Unknown keys are refused, so a misspelt name never passes unseen.

@@ -1,7 +1,7 @@
 """Text-to-image models the engine can tune: one diffusers adapter a file.
 
 To add one: a file here with a class that fits `TextToImage`, a line in `MODELS`, a name in `ModelName`
-(engine/settings.py) and its facts in `MODEL_INFO` (engine/catalogue.py).
+(engine/settings/model.py) and its facts in `MODEL_INFO` (engine/catalogue/models.py).
 """
 
 from __future__ import annotations

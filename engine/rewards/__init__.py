@@ -1,7 +1,7 @@
 """Rewards: what a run is trained towards, one a file.
 
 To add one: a file here with a class that fits `Reward`, a line in `REWARDS`, a name in `RewardName`
-(engine/settings.py) and its facts in `REWARD_INFO` (engine/catalogue.py).
+(engine/settings/rewards.py) and its facts in `REWARD_INFO` (engine/catalogue/rewards.py).
 """
 
 from __future__ import annotations

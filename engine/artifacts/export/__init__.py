@@ -1,7 +1,7 @@
 """Exports: a checkpoint as files that other programs load, checked by loading them there.
 
 To add a format: a file here with a class that fits `ExportFormat`, a line in `EXPORT_FORMATS`, and its facts in
-`EXPORT_INFO` (engine/catalogue.py).
+`EXPORT_INFO` (engine/catalogue/exports.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,13 @@
+"""Facts about rewards, models and export formats that the workbench shows, without loading any of them (torch-free).
+
+The code behind the names is in `engine.rewards.REWARDS`, `engine.models.MODELS` and
+`engine.artifacts.export.EXPORT_FORMATS`; tests hold the names equal.
+"""
+
+from __future__ import annotations
+
+from engine.catalogue.exports import EXPORT_INFO, ExportInfo
+from engine.catalogue.models import MODEL_INFO, ModelInfo
+from engine.catalogue.rewards import REWARD_INFO, RewardInfo
+
+__all__ = ["EXPORT_INFO", "MODEL_INFO", "REWARD_INFO", "ExportInfo", "ModelInfo", "RewardInfo"]

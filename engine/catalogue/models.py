@@ -1,0 +1,40 @@
+"""Facts about models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.settings import ModelName
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a creator should know of a model before choosing it.
+
+    Attributes:
+        classifier_free_guidance: a guided velocity takes two forwards, with the prompt and without; where false, the
+            model takes the guidance scale as an input, or none.
+        needs_folder: Palate has no weights of the family, so `model.folder` must name some.
+    """
+
+    title: str
+    help: str
+    image_size: int
+    classifier_free_guidance: bool = True
+    needs_folder: bool = False
+
+
+MODEL_INFO: dict[ModelName, ModelInfo] = {
+    "builtin": ModelInfo(
+        "Built-in (64×64 scenes)",
+        "Coloured shapes on plain backgrounds; small, learns in minutes on two CPU cores.",
+        64,
+    ),
+    "flux": ModelInfo(
+        "FLUX.1 (dev, Krea, schnell)",
+        "Photographs to illustrations at a megapixel; 12 billion weights in a folder of your own, and a large GPU.",
+        1024,
+        classifier_free_guidance=False,
+        needs_folder=True,
+    ),
+}

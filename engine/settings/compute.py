@@ -1,0 +1,29 @@
+"""On what it is computed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from engine.settings.section import PositiveInt, Section
+
+
+class ComputeSettings(Section):
+    """Device and batching."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU if there is one.")
+    micro_batch: PositiveInt = Field(48, description="Most images in one forward pass.")
+    num_threads: int = Field(0, ge=0, description="CPU threads of a process; 0 = all cores, shared by the processes.")
+    num_processes: int = Field(
+        1, ge=1, le=64,
+        description="Processes on this machine that train together, on GPUs one each; each takes whole prompts.",
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description='With "fsdp" a process holds a part of all weights: full fine-tuning of what does not fit a GPU.',
+    )
+    embedding_cache: bool = Field(
+        True,
+        description="Encode each prompt once, keep its embeddings in your cache folder, and free the text encoders.",
+    )
