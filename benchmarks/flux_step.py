@@ -100,7 +100,8 @@ class BareFlux(Flux):
         """Random embeddings, as large as T5's and CLIP's."""
         config, options = self.transformer.config, {"device": self.device, "dtype": torch.bfloat16}
         tokens = torch.randn(len(prompts), self.num_text_tokens, config.joint_attention_dim, **options)
-        return PromptEmbeddings(tokens, torch.randn(len(prompts), config.pooled_projection_dim, **options))
+        pooled = torch.randn(len(prompts), config.pooled_projection_dim, **options)
+        return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """uint8 thumbnails of the first three channels: something to score that costs nothing."""

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """Encoded prompts, a row a prompt, and the empty prompt's row that classifier-free guidance pulls away from.
+    """Encoded prompts, and the empty prompt that classifier-free guidance pulls away from.
 
     Attributes:
-        tokens: (P, L, D) text tokens.
-        pooled: (P, E) pooled text.
-        empty_tokens: (1, L, D); None for a family without classifier-free guidance.
-        empty_pooled: (1, E); None likewise.
-        num_padding: how many equal tokens the last of `tokens` stands for (engine/models/padding.py).
+        texts: what the family's transformer is told of the prompts, by names of its own: tokens (P, L, D), pooled text
+            (P, E), masks (P, L), …; a row a prompt.
+        empty: the same of the empty prompt, one row; None for a family without classifier-free guidance.
+        num_padding: how many equal tokens the last one stands for (engine/models/padding.py).
     """
 
-    tokens: Tensor
-    pooled: Tensor
-    empty_tokens: Tensor | None = None
-    empty_pooled: Tensor | None = None
+    texts: Mapping[str, Tensor]
+    empty: Mapping[str, Tensor] | None = None
     num_padding: int = 1
+
+    def rows(self, index: Tensor) -> dict[str, Tensor]:
+        """What the transformer is told for images (B,) that follow these prompts."""
+        return {name: tensor[index] for name, tensor in self.texts.items()}
+
+    def guided_rows(self, index: Tensor) -> dict[str, Tensor]:
+        """The same for 2·B images: B of the empty prompt, then B of these prompts; shorter ones padded with zeros."""
+        assert self.empty is not None, "encode() gives an empty prompt where there is classifier-free guidance"
+        nothing = {name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in self.empty.items()}
+        full = self.rows(index)
+        return {name: stack_padded([nothing[name], full[name]]) for name in full}
+
+
+def stack_embeddings(parts: Sequence[PromptEmbeddings], device: torch.device) -> PromptEmbeddings:
+    """One for the prompts of all parts, on the device. Shorter texts are padded with zeros, as their masks are."""
+    first = parts[0]
+    assert all(other.num_padding == first.num_padding for other in parts), "one family pads alike"
+    texts = {name: stack_padded([part.texts[name] for part in parts]).to(device) for name in first.texts}
+    empty = None if first.empty is None else {name: tensor.to(device) for name, tensor in first.empty.items()}
+    return PromptEmbeddings(texts, empty, first.num_padding)
+
+
+def stack_padded(rows: Sequence[Tensor]) -> Tensor:
+    """Tensors (Pᵢ, Lᵢ, …) as one (ΣPᵢ, max Lᵢ, …), zeros after the shorter; of (Pᵢ,) there is nothing to pad."""
+    if rows[0].ndim == 1:
+        return torch.cat(list(rows))
+    longest = max(tensor.shape[1] for tensor in rows)
+    padding = [(0, 0) * (tensor.ndim - 2) + (0, longest - tensor.shape[1]) for tensor in rows]
+    return torch.cat([functional.pad(tensor, pad) for tensor, pad in zip(rows, padding, strict=True)])
 
 
 # What published LoRAs of transformers with joint attention adapt, by diffusers' names: attention and feed-forward.

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.artifacts.tensor_files import write_tensors
-from engine.models.base import PromptEmbeddings, TextToImage
+from engine.models.base import PromptEmbeddings, TextToImage, stack_embeddings
 from engine.settings import ModelSettings
 from engine.versions import versions
 
@@ -29,6 +29,7 @@ _ENCODING_LIBRARIES = ("torch", "transformers", "diffusers")
 _WHOLE_FILE_BYTES = 2**24
 _END_BYTES = 2**20
 _NUM_PADDING = "num_padding"
+_FORMAT = "2"  # of the files: texts/… and empty/…
 
 Progress = Callable[[int, int], None]
 """(prompts encoded, prompts to encode)"""
@@ -43,7 +44,8 @@ def fingerprint(folder: Path, settings: ModelSettings, device: torch.device) -> 
     """Hex digits that name what encodes prompts: the pipeline folder's encoders, and how they are run."""
     digest = hashlib.sha256()
     known = versions()
-    for fact in (settings.name, settings.precision, device.type, *(known[name] for name in _ENCODING_LIBRARIES)):
+    libraries = [known[name] for name in _ENCODING_LIBRARIES]
+    for fact in (_FORMAT, settings.name, settings.precision, device.type, *libraries):
         digest.update(fact.encode() + b"\0")
     for path in sorted(path for part in _ENCODING_PARTS for path in folder.glob(f"{part}/**/*") if path.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
@@ -86,23 +88,12 @@ class EmbeddingCache:
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of P prompts, on the device."""
         found = [self._read(prompt) or self._encode(prompt) for prompt in prompts]
-        first = found[0]
-        assert all(other.num_padding == first.num_padding for other in found), "one family pads alike"
-
-        def stacked(name: str) -> Tensor:
-            return torch.cat([getattr(other, name) for other in found]).to(self.device)
-
-        return PromptEmbeddings(
-            tokens=stacked("tokens"),
-            pooled=stacked("pooled"),
-            empty_tokens=None if first.empty_tokens is None else first.empty_tokens.to(self.device),
-            empty_pooled=None if first.empty_pooled is None else first.empty_pooled.to(self.device),
-            num_padding=first.num_padding,
-        )
+        return stack_embeddings(found, self.device)
 
     def _encode(self, prompt: str) -> PromptEmbeddings:
         embeddings = self.model.encode([prompt])
-        tensors = {name: part for name, part in vars(embeddings).items() if isinstance(part, Tensor)}
+        tensors = {f"texts/{name}": tensor for name, tensor in embeddings.texts.items()}
+        tensors |= {f"empty/{name}": tensor for name, tensor in (embeddings.empty or {}).items()}
         path = self._path(prompt)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -130,8 +121,13 @@ class EmbeddingCache:
             return self._unwritten[prompt]
         try:
             with safe_open(self._path(prompt), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-                return PromptEmbeddings(**tensors, num_padding=int(file.metadata()[_NUM_PADDING]))
+                parts: dict[str, dict[str, Tensor]] = {"texts": {}, "empty": {}}
+                for name in file.keys():  # noqa: SIM118 - it is no dict
+                    kind, _, own_name = name.partition("/")
+                    parts[kind][own_name] = file.get_tensor(name)
+                if not parts["texts"]:
+                    return None
+                return PromptEmbeddings(parts["texts"], parts["empty"] or None, int(file.metadata()[_NUM_PADDING]))
         except (OSError, SafetensorError, TypeError, KeyError):
             return None
 

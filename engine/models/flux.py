@@ -73,7 +73,7 @@ class Flux:
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of P prompts: T5's tokens, and CLIP's pooled text."""
         tokens, pooled, _ = self.pipeline.encode_prompt(list(prompts), device=self.device)
-        return PromptEmbeddings(tokens, pooled)
+        return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
 
     def release_encoders(self) -> None:
         """Free the text encoders' memory; no prompt can be encoded after it."""
@@ -105,15 +105,15 @@ class Flux:
         Raises ValueError for a scale above 1 if the model takes none.
         """
         batch, height, width = len(latents), latents.shape[2] // _PACKED, latents.shape[3] // _PACKED
-        tokens = embeddings.tokens[rows]
+        text = embeddings.rows(rows)
         predicted = self.transformer(
             hidden_states=functional.pixel_unshuffle(latents, _PACKED).flatten(2).transpose(1, 2),
-            encoder_hidden_states=tokens,
-            pooled_projections=embeddings.pooled[rows],
+            encoder_hidden_states=text["tokens"],
+            pooled_projections=text["pooled"],
             timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
             guidance=self._guidance(guidance_scale, latents),
             img_ids=_image_ids(height, width, latents.device),
-            txt_ids=torch.zeros(tokens.shape[1], 3, device=latents.device),
+            txt_ids=torch.zeros(text["tokens"].shape[1], 3, device=latents.device),
             return_dict=False,
         )[0]
         grid = predicted.float().transpose(1, 2).unflatten(2, (height, width))

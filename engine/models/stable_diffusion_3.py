@@ -56,7 +56,9 @@ class StableDiffusion3:
             list(prompts), None, None, device=self.device, negative_prompt=""
         )
         both, count = shorten_padding(torch.cat([empty_tokens[:1], tokens]))
-        return PromptEmbeddings(both[1:], pooled, both[:1], empty_pooled[:1], num_padding=count)
+        return PromptEmbeddings(
+            {"tokens": both[1:], "pooled": pooled}, {"tokens": both[:1], "pooled": empty_pooled[:1]}, count
+        )
 
     def release_encoders(self) -> None:
         """Free the text encoders' memory; no prompt can be encoded after it."""
@@ -81,18 +83,15 @@ class StableDiffusion3:
             self._num_padding = embeddings.num_padding
             count_padding(self.transformer, self._num_padding)
         if guidance_scale <= 1:
-            return self._predict(latents, sigma, embeddings.tokens[rows], embeddings.pooled[rows])
-        assert embeddings.empty_tokens is not None and embeddings.empty_pooled is not None, "encode() gives them"
-        batch = len(latents)
-        tokens = torch.cat([embeddings.empty_tokens.expand(batch, -1, -1), embeddings.tokens[rows]])
-        pooled = torch.cat([embeddings.empty_pooled.expand(batch, -1), embeddings.pooled[rows]])
-        empty, full = self._predict(torch.cat([latents, latents]), sigma, tokens, pooled).chunk(2)
+            return self._predict(latents, sigma, embeddings.rows(rows))
+        text = embeddings.guided_rows(rows)
+        empty, full = self._predict(torch.cat([latents, latents]), sigma, text).chunk(2)
         return empty + guidance_scale * (full - empty)
 
-    def _predict(self, latents: Tensor, sigma: float, tokens: Tensor, pooled: Tensor) -> Tensor:
+    def _predict(self, latents: Tensor, sigma: float, text: dict[str, Tensor]) -> Tensor:
         # The pipeline's timestep is float32(σ)·1000, never truncated to an integer.
         time = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device) * 1000
-        return self.transformer(latents, tokens, pooled, time, return_dict=False)[0].float()
+        return self.transformer(latents, text["tokens"], text["pooled"], time, return_dict=False)[0].float()
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """uint8 images (N, H, W, 3)."""

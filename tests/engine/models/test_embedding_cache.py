@@ -19,8 +19,11 @@ CPU = torch.device("cpu")
 
 
 def _equal(ours: PromptEmbeddings, theirs: PromptEmbeddings) -> bool:
-    pairs = zip(vars(ours).values(), vars(theirs).values(), strict=True)
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+    return ours.num_padding == theirs.num_padding and all(
+        (a is None) == (b is None) and (a or {}).keys() == (b or {}).keys()
+        and all(torch.equal(tensor, (b or {})[name]) for name, tensor in (a or {}).items())
+        for a, b in ((ours.texts, theirs.texts), (ours.empty, theirs.empty))
+    )  # fmt: skip
 
 
 def _silent(done: int, total: int) -> None:
@@ -37,10 +40,10 @@ def test_what_is_read_is_what_the_model_gives_each_prompt_alone(tiny_pipeline_fo
     model.release_encoders()
     read = EmbeddingCache(model, tmp_path / "cache", CPU).encode(PROMPTS)
     assert read.num_padding == expected[0].num_padding > 1
-    assert torch.equal(read.tokens, torch.cat([one.tokens for one in expected]))
-    assert torch.equal(read.pooled, torch.cat([one.pooled for one in expected]))
-    assert read.empty_tokens is not None and expected[0].empty_tokens is not None
-    assert torch.equal(read.empty_tokens, expected[0].empty_tokens)
+    for name in ("tokens", "pooled"):
+        assert torch.equal(read.texts[name], torch.cat([one.texts[name] for one in expected]))
+        assert read.empty is not None and expected[0].empty is not None
+        assert torch.equal(read.empty[name], expected[0].empty[name])
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 100])
@@ -59,7 +62,7 @@ def test_a_folder_that_cannot_be_written_to_costs_the_cache_alone(tiny_pipeline_
     cache = EmbeddingCache(model, tmp_path / "file" / "cache", CPU)
     cache.fill(PROMPTS, _silent)
     model.release_encoders()
-    assert len(cache.encode(PROMPTS).tokens) == 3
+    assert len(cache.encode(PROMPTS).texts["tokens"]) == 3
 
 
 def test_other_encoders_another_precision_or_device_are_told_apart(tiny_pipeline_folder: Path, tmp_path: Path) -> None:

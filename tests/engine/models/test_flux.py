@@ -86,7 +86,7 @@ def test_draws_what_the_plain_pipeline_call_draws(
 def test_guidance_is_an_input_of_dev(tiny_flux_folders: dict[str, Path]) -> None:
     model = load_model(settings_of(tiny_flux_folders["dev"]))
     embeddings = model.encode(PROMPTS[:1])
-    assert embeddings.empty_tokens is None
+    assert embeddings.empty is None
     noise, row = model.noise(torch.Generator().manual_seed(0), 1), torch.zeros(1, dtype=torch.long)
     weak, strong = (model.velocity(noise, 0.8, embeddings, row, scale).detach() for scale in (1.0, 3.5))
     assert (weak - strong).abs().max() > 1e-3

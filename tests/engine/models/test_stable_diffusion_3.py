@@ -35,7 +35,7 @@ def test_draws_what_the_plain_pipeline_call_draws(tiny_pipeline_folder: Path, gu
 
     model = StableDiffusion3(tiny_pipeline_folder, ModelSettings())
     embeddings = model.encode(PROMPTS)
-    assert embeddings.tokens.shape[1] == 8 + 1, "256 zero tokens are computed as one"
+    assert embeddings.texts["tokens"].shape[1] == 8 + 1, "256 zero tokens are computed as one"
     noise = torch.cat([model.noise(torch.Generator().manual_seed(7 + i), 1) for i in range(len(PROMPTS))])
     latents = sample_ode(
         lambda x, sigma, rows: model.velocity(x, sigma, embeddings, rows, guidance_scale).detach(),
