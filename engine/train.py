@@ -27,6 +27,7 @@ from engine.artifacts.checkpoint import Checkpoint
 from engine.evaluation import evaluate
 from engine.events import Finished, IterationDone, Message, PhaseSeconds, Started
 from engine.generators import derived_generator
+from engine.learning_rate import learning_rate_at
 from engine.models import PromptEmbeddings
 from engine.models.velocity import prompt_velocity
 from engine.objective.advantage import balanced_splits, best_and_worst, group_advantages
@@ -226,6 +227,7 @@ def _scores_of_all(
 def update(run: Run, batch: Batch) -> UpdateStats:
     """Split the images into balanced updates, and take one optimiser step on each."""
     settings, grpo = run.settings, run.settings.grpo
+    run.optimiser.param_groups[0]["lr"] = learning_rate_at(settings.optimiser, run.step, settings.iterations)
     objective = make_objective(run, batch)
     # Where nothing but the advantage has a gradient, an image without one has none.
     skips = settings.method == "grpo" and grpo.kl_weight == 0

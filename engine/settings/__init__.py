@@ -28,6 +28,7 @@ from engine.settings.training import (
     CheckpointSettings,
     EvaluationSettings,
     GuardSettings,
+    LearningRateSchedule,
     OptimiserSettings,
     TuningSettings,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "GrpoSettings",
     "GuardSettings",
     "KernelName",
+    "LearningRateSchedule",
     "Method",
     "ModelName",
     "ModelSettings",

@@ -8,11 +8,19 @@ from pydantic import Field
 
 from engine.settings.section import PositiveInt, Section, UnitInterval
 
+LearningRateSchedule = Literal["constant", "linear", "cosine"]
+
 
 class OptimiserSettings(Section):
     """AdamW."""
 
-    learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="AdamW learning rate, constant.")
+    learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="AdamW learning rate, where it is highest.")
+    schedule: LearningRateSchedule = Field(
+        "constant", description="Whether the learning rate stays, or falls to 0 at the run's end."
+    )
+    decay_start: float = Field(
+        0.5, ge=0.0, lt=1.0, description="Share of the iterations before it begins to fall (linear and cosine only)."
+    )
     weight_decay: float = Field(1e-4, ge=0.0, description="AdamW weight decay.")
     max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient norm is clipped to this.")
     ema_decay: float = Field(

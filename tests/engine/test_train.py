@@ -17,7 +17,10 @@ from engine.train import sample_and_score, train, update
 VARIANTS: dict[str, dict[str, Any]] = {
     "mixgrpo": {},
     "flash": {"flash": {"enabled": True}},
-    "full, with EMA": {"tuning": {"method": "full"}, "optimiser": {"learning_rate": 1e-4, "ema_decay": 0.9}},
+    "full, with EMA, the rate falling": {
+        "tuning": {"method": "full"},
+        "optimiser": {"learning_rate": 1e-4, "ema_decay": 0.9, "schedule": "cosine", "decay_start": 0.0},
+    },
     "KL": {"grpo": {"prompts_per_iteration": 2, "group_size": 4, "updates_per_iteration": 1, "kl_weight": 0.1}},
     "own noise, CPS": {"sampling": {"num_steps": 8, "shared_noise": False, "shared_prefix": False, "kernel": "cps"}},
     "all steps, a fraction trained, guarded": {
