@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from app import headless
-from engine.catalogue import EXPORT_INFO, REWARD_INFO
+from engine.catalogue import EXPORT_INFO
 from engine.presets import PRESETS
 from engine.requests import DrawingRequest, EvaluationRequest, GenerationRequest
 from engine.settings_text import SettingsError, explain, read_settings
@@ -143,7 +143,7 @@ def evaluate(
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="What to score with; may be given several times; without: the run's rewards."),
+        typer.Option(help="What to score with, one of the run's rewards or another; may be given several times."),
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(help="The first so many prompts alone.")] = None,
     step: Step = None,
@@ -155,9 +155,6 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Score what a run has learned on a set of prompts: means, 95 % intervals, win rates, and a grid of the images."""
-    unknown = [name for name in reward or [] if name not in REWARD_INFO]
-    if unknown:
-        refuse(f"There is no reward named {unknown[0]}; choose among: {', '.join(REWARD_INFO)}.")
     request = _request(
         EvaluationRequest, run=run, step=step, against=against, against_hybrid=against_hybrid, prompts=prompts,
         num_prompts=num_prompts, rewards=tuple(dict.fromkeys(reward or [])), seed=seed, num_steps=steps,

@@ -14,6 +14,7 @@ import streamlit as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from app import words
 from engine.catalogue import REWARD_INFO
 from engine.settings import RunSettings
 from engine.work import mean_work
@@ -157,16 +158,18 @@ def keep_in_address(name: str, key: str) -> None:
 
 def draw_rewards(settings: RunSettings, key: str) -> list[dict[str, Any]]:
     """A switch and a weight for every reward of the catalogue; returns those that are on, as settings."""
-    given = {reward.name: reward.weight for reward in settings.rewards}
-    chosen: list[dict[str, Any]] = []
-    for name, info in REWARD_INFO.items():
+    given = {reward.key: reward.model_dump(mode="json") for reward in settings.rewards}
+    chosen: list[tuple[str, dict[str, Any]]] = []
+    for reward_key, reward in _offered(given).items():
+        info = REWARD_INFO[reward["name"]]
+        title = info.title if reward_key == reward["name"] else words.reward_title(reward_key)
         switch, weight, about = st.columns([2.2, 1.6, 6], vertical_alignment="center")
         with switch:
-            on = st.toggle(info.title, name in given, key=f"{key}-{name}", bind="query-params")
+            on = st.toggle(title, reward_key in given, key=f"{key}-{reward_key}", bind="query-params")
         with weight:
             value = st.number_input(
-                f"Weight of {info.title}", 0.0, None, float(given.get(name, 1.0)), 0.1, format="%.2f", disabled=not on,
-                key=f"{key}-{name}-weight", label_visibility="collapsed", bind="query-params",
+                f"Weight of {title}", 0.0, None, float(reward["weight"]), 0.1, format="%.2f", disabled=not on,
+                key=f"{key}-{reward_key}-weight", label_visibility="collapsed", bind="query-params",
                 help="Its share in the mix; 0 = measured, not trained on.",
             )
         with about:
@@ -174,10 +177,16 @@ def draw_rewards(settings: RunSettings, key: str) -> list[dict[str, Any]]:
             cost = f"about {info.milliseconds_an_image:g} ms an image"
             st.caption(f"{info.help} " + f"Scores from {low:g} to {high:g}; {cost}.".replace("-", "−"))
         if on:
-            chosen.append({"name": name, "weight": value})
+            chosen.append((reward_key, reward | {"weight": value}))
     # A form left as it is gives the settings it started from, order and all.
     order = [*given, *(name for name in REWARD_INFO if name not in given)]
-    return sorted(chosen, key=lambda reward: order.index(reward["name"]))
+    return [reward for _, reward in sorted(chosen, key=lambda row: order.index(row[0]))]
+
+
+def _offered(given: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The rewards that the form shows, as settings by label or name: in the catalogue's order, labelled ones last."""
+    catalogue = {str(name): given.get(name) or {"name": name, "weight": 1.0} for name in REWARD_INFO}
+    return catalogue | {key: reward for key, reward in given.items() if key not in catalogue}
 
 
 def estimate(settings: RunSettings) -> str:

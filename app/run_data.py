@@ -32,7 +32,7 @@ class Gain:
 def reward_names(settings: RunSettings, rows: Sequence[MetricRow], steps: Sequence[SampleStepRow]) -> list[str]:
     """Every reward the run has figures of: those in its settings first, in their order."""
     seen = {name for row in rows[-1:] for name in row.rewards} | {name for row in steps for name in row.rewards}
-    given = [str(reward.name) for reward in settings.rewards]
+    given = [reward.key for reward in settings.rewards]
     return given + sorted(seen - set(given))
 
 
@@ -42,7 +42,7 @@ def gains(settings: RunSettings, steps: Sequence[SampleStepRow]) -> list[Gain]:
         return []
     base = steps[0] if steps[0].step == 0 else None
     newest = steps[-1]
-    trained = {str(reward.name) for reward in settings.rewards if reward.weight > 0}
+    trained = {reward.key for reward in settings.rewards if reward.weight > 0}
     names = reward_names(settings, [], steps)
     found = [
         Gain(name, words.reward_title(name), name in trained, base.rewards.get(name) if base else None,
@@ -60,7 +60,7 @@ def gains(settings: RunSettings, steps: Sequence[SampleStepRow]) -> list[Gain]:
 def gallery_data(run_id: str, settings: RunSettings, samples: Sequence[SampleRow]) -> GalleryData:
     """The gallery of a run's samples, which come by step and index."""
     names = column_order(sorted({name for sample in samples for name in sample.rewards}),
-                         [str(reward.name) for reward in settings.rewards])
+                         [reward.key for reward in settings.rewards])
     columns: dict[int, SampleRow] = {}
     by_step: dict[int, dict[int, SampleRow]] = {}
     for sample in samples:

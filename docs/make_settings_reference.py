@@ -34,8 +34,9 @@ sampling: {num_steps: 25}
 window: {size: 4, strategy: progressive}
 ```
 
-Beyond the ranges below: at least one reward weighs more than 0, each reward is named once, the window leaves the last
-step out (`window.size` at most `sampling.num_steps` − 1), `sampling.shared_prefix` needs `sampling.shared_noise`,
+Beyond the ranges below: at least one reward weighs more than 0, each reward is named once (or has a label of its own),
+the window leaves the last step out (`window.size` at most `sampling.num_steps` − 1), `sampling.shared_prefix` needs
+`sampling.shared_noise`,
 `grpo.best_and_worst` is at most half of `grpo.group_size`, `method: nft` needs `sampling.shared_noise` off, there are
 at most as many processes as prompts an iteration, and `compute.sharding: fsdp` needs `tuning.method: full` and equally
 many prompts for every process.
@@ -49,8 +50,18 @@ def page() -> str:
     for name, field in RunSettings.model_fields.items():
         if section := section_of(field):
             title = f"## {name} (a list)" if is_list(field) else f"## {name}"
-            parts += [title, (section.__doc__ or "").strip(), table(f"{name}.", list(section.model_fields.items()))]
+            parts += [title, *section_page(name, section)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def section_page(name: str, section: type[BaseModel]) -> Iterator[str]:
+    """What a section says of itself, its settings, and the sections inside it."""
+    yield (section.__doc__ or "").strip()
+    yield table(f"{name}.", list(section.model_fields.items()))
+    for inner_name, field in section.model_fields.items():
+        if inner := section_of(field):
+            yield f"### {name}.{inner_name}"
+            yield from section_page(f"{name}.{inner_name}", inner)
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -80,6 +91,8 @@ def kind(annotation: Any, metadata: list[Any]) -> str:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(kind(choice, metadata) for choice in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "settings of its own"
     words = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "empty"}
     word = words.get(annotation, "list")
     return f"{word} {', '.join(limits)}" if (limits := list(bounds(annotation, metadata))) else word
@@ -108,7 +121,7 @@ def default(field: FieldInfo) -> str:
     """The default as it would stand in YAML."""
     if field.default is PydanticUndefined:
         return "(required)"
-    if field.default is None:
+    if field.default is None or field.default in ("", ()):
         return "empty"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 

@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from pydantic import ValidationError
 
+from engine.catalogue import REWARD_INFO
 from engine.evaluation import save_images
 from engine.image_grid import GridColumn, GridRow, image_grid
 from engine.inference import (
@@ -33,7 +36,8 @@ from engine.prompts import load_prompts
 from engine.reports import EVALUATION_NAME, GRID_NAME, DrawingSettings, Evaluation, Scored, ScoredImage
 from engine.requests import EvaluationRequest
 from engine.rewards import Reward, make_rewards, score_all
-from engine.settings import RewardName, RunSettings
+from engine.settings import RewardSettings, RunSettings
+from engine.settings_text import SettingsError, explain
 from engine.versions import versions
 
 NUM_GRID_PROMPTS = 32
@@ -48,10 +52,10 @@ def evaluate_checkpoints(request: EvaluationRequest, tell: Tell) -> Evaluation:
     source = open_source(request.run, request.step, request.hybrid)
     rival = _rival(request, source)
     prompts, prompts_from = _prompts(request, source.settings)
-    rewards = make_rewards(request.rewards or tuple(reward.name for reward in source.settings.rewards))
+    drawing = drawing_settings(request, source)
+    rewards = make_rewards(_rewards(request, source.settings), torch.device(drawing.device))
     for reward in rewards.values():
         reward.check_prompts(prompts)
-    drawing = drawing_settings(request, source)
     claim_folder(request.out, EVALUATION_NAME)
 
     def scored(of: Source, folder: str) -> Scored:
@@ -96,10 +100,24 @@ def _prompts(request: EvaluationRequest, settings: RunSettings) -> tuple[tuple[s
     return load_prompts(settings).held_out, "the run's held-out prompts"
 
 
+def _rewards(request: EvaluationRequest, settings: RunSettings) -> tuple[RewardSettings, ...]:
+    """The rewards asked for: the run's own, with their options, or others as they are without. Raises ValueError."""
+    of_run = {reward.key: reward for reward in settings.rewards}
+    unknown = [name for name in request.rewards if name not in of_run and name not in REWARD_INFO]
+    if unknown:
+        known = dict.fromkeys([*of_run, *REWARD_INFO])
+        raise ValueError(f"There is no reward named {unknown[0]}; choose among: {', '.join(known)}.")
+    try:
+        asked = [of_run.get(name) or RewardSettings.model_validate({"name": name}) for name in request.rewards]
+    except ValidationError as error:
+        raise SettingsError(explain(error)) from error
+    return tuple(asked) or settings.rewards
+
+
 def _score(
     source: Source,
     prompts: Sequence[str],
-    rewards: Mapping[RewardName, Reward],
+    rewards: Mapping[str, Reward],
     drawing: DrawingSettings,
     *,
     folder: Path,

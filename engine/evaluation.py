@@ -20,7 +20,7 @@ from engine.models import TextToImage
 from engine.ranks import ALONE, Ranks
 from engine.rewards import Reward, score_all
 from engine.sampling.rollout import Velocity, sample_ode
-from engine.settings import EvaluationSettings, RewardName
+from engine.settings import EvaluationSettings
 
 VelocityOf = Callable[[Sequence[str], float], Velocity]
 Sample = Callable[[Velocity, Tensor, Tensor, Sequence[float], int], Tensor]
@@ -58,7 +58,7 @@ def save_images(images: np.ndarray, folder: Path, first: int = 0) -> list[Path]:
 def evaluate(
     model: TextToImage,
     velocity_of: VelocityOf,
-    rewards: Mapping[RewardName, Reward],
+    rewards: Mapping[str, Reward],
     prompts: Sequence[str],
     evaluation: EvaluationSettings,
     *,
@@ -97,7 +97,7 @@ def _draw_together(
 
 def _save_and_score(
     images: np.ndarray,
-    rewards: Mapping[RewardName, Reward],
+    rewards: Mapping[str, Reward],
     prompts: Sequence[str],
     evaluation: EvaluationSettings,
     *,

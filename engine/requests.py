@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from engine.settings import EvaluationSettings, RewardName, Section, UnitInterval
+from engine.settings import EvaluationSettings, Section, UnitInterval
 from engine.settings_text import SettingsError, explain
 
 
@@ -67,4 +67,6 @@ class EvaluationRequest(DrawingRequest):
     num_prompts: int | None = Field(
         None, ge=1, le=10_000, description="The first so many prompts; empty = all of a file, as many as the run draws."
     )
-    rewards: tuple[RewardName, ...] = Field((), description="What to score with; empty = the run's rewards.")
+    rewards: tuple[str, ...] = Field(
+        (), description="What to score with, by label or name; empty = the run's rewards."
+    )

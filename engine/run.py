@@ -21,7 +21,7 @@ from engine.prompts import RunPrompts, load_prompts, prompts_of_iteration
 from engine.ranks import ALONE, Ranks
 from engine.rewards import Reward, make_rewards
 from engine.sampling.sde import Kernel, make_kernel
-from engine.settings import RewardName, RunSettings
+from engine.settings import RunSettings
 from engine.sharding import kept_copy, parted, shard, whole
 from engine.tuning import RunningAverage, Trainable, make_trainable
 from engine.versions import versions
@@ -47,7 +47,7 @@ class Run:
     encode: Encode
     device: torch.device
     prompts: RunPrompts
-    rewards: dict[RewardName, Reward]
+    rewards: dict[str, Reward]
     trainable: Trainable
     optimiser: torch.optim.AdamW
     kernel: Kernel
@@ -91,7 +91,7 @@ def prepare(
     torch.set_num_threads(settings.compute.num_threads or max(1, torch.get_num_threads() // ranks.world_size))
     device = find_device(settings.compute.device)
     prompts = load_prompts(settings)
-    rewards = make_rewards(reward.name for reward in settings.rewards)
+    rewards = make_rewards(settings.rewards, device)
     for reward in rewards.values():
         reward.check_prompts((*prompts.training, *prompts.held_out))
     given, model = model, model or load_model(settings.model)
@@ -114,7 +114,7 @@ def prepare(
         rewards=rewards, trainable=trainable, optimiser=optimiser,
         kernel=make_kernel(settings.sampling.kernel, settings.sampling.eta), average=average, sampler=sampler,
         counter=ForwardCounter(model.transformer),
-        guards=Guards(settings.guards, {reward.name: reward.weight for reward in settings.rewards}), ranks=ranks,
+        guards=Guards(settings.guards, {reward.key: reward.weight for reward in settings.rewards}), ranks=ranks,
     )  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)

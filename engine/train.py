@@ -188,12 +188,10 @@ def sample_and_score(run: Run) -> Batch:
     scores, diversity = _scores_of_all(run, images, prompts, groups)
     advantages = group_advantages(
         {name: torch.from_numpy(values).view(-1, grpo.group_size) for name, values in scores.items()},
-        {reward.name: reward.weight for reward in settings.rewards},
-        mix=grpo.reward_mix,
-        clip=grpo.advantage_clip,
-        std=grpo.advantage_std,
-        trim=grpo.trim,
-    ).flatten()
+        {reward.key: reward.weight for reward in settings.rewards},
+        gates={reward.key: reward.gate for reward in settings.rewards if reward.gate is not None},
+        mix=grpo.reward_mix, clip=grpo.advantage_clip, std=grpo.advantage_std, trim=grpo.trim,
+    ).flatten()  # fmt: skip
     means = {name: float(np.nanmean(values)) for name, values in scores.items() if np.isfinite(values).any()}
     seconds = {
         "sample": sampled - begun,

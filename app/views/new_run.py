@@ -154,7 +154,7 @@ def draw_summary(settings: RunSettings, prompt_set_id: str | None) -> None:
     st.caption(estimate(settings))
     total = sum(reward.weight for reward in settings.rewards)
     st.markdown("  \n".join(
-        f"{words.reward_title(reward.name)}: " + (f"{100 * reward.weight / total:.0f} % of the mix" if reward.weight
+        f"{words.reward_title(reward.key)}: " + (f"{100 * reward.weight / total:.0f} % of the mix" if reward.weight
                                                    else "measured only")
         for reward in settings.rewards
     ))

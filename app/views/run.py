@@ -34,7 +34,7 @@ def draw_heading(run: RunDetail) -> None:
     with actions:
         draw_actions(run)
     prompts = run.prompt_set_name or "built-in prompts"
-    rewards = ", ".join(words.reward_title(reward.name) for reward in run.settings.rewards)
+    rewards = ", ".join(words.reward_title(reward.key) for reward in run.settings.rewards)
     st.caption(f"{rewards} · {prompts} · made {words.ago(run.created_at)}")
 
 

@@ -27,26 +27,33 @@ def group_advantages(
     *,
     std: Literal["group", "global"] = "group",
     trim: float = 0.0,
+    gates: Mapping[str, float] | None = None,
 ) -> Tensor:
     """Advantages (P, G), clipped to ±`clip`, of scores (P, G) by reward name; NaN or ±inf marks a score that failed.
 
     (r − mean)/(std + 1e-8) over each group, unbiased std. Mix "advantage" standardises each reward, then sums them by
     weight; "reward" sums first. The std is the group's own, or "global": that of all groups' rewards together
     (Flow-GRPO, 2505.05470). `trim` leaves that share of a group's valid scores, rounded down, out of its statistics at
-    either end; those images keep their advantage, and a group whose other scores are all equal is not trimmed. An image
-    with a failed score of a weighted reward, or alone in its group, gets 0.
-    Raises ValueError if no weight is above 0, or a weighted reward has no scores.
+    either end; those images keep their advantage, and a group whose other scores are all equal is not trimmed. An
+    image with a failed score of a weighted reward or a gate, or alone in its group, gets 0. `gates` are limits by
+    reward name: an image that scores below one counts, by every reward, as the lowest of its group.
+    Raises ValueError if no weight is above 0, or a weighted reward or a gate has no scores.
     """
     used = {name: weight for name, weight in weights.items() if weight > 0}
     if not used:
         raise ValueError("All reward weights are zero, so there is nothing to learn; give one a weight above 0.")
-    missing = sorted(used.keys() - scores.keys())
+    gates = gates or {}
+    missing = sorted({*used, *gates} - scores.keys())
     if missing:
         raise ValueError(f"There are no scores of {', '.join(missing)}, though the run is trained on them.")
     dtype = torch.promote_types(next(iter(scores.values())).dtype, torch.float32)
     rewards = torch.stack([scores[name].double() for name in used])
     shares = rewards.new_tensor(list(used.values())) / sum(used.values())
     valid = rewards.isfinite().all(dim=0)
+    for name in gates:
+        valid = valid & scores[name].isfinite()
+    for name, limit in gates.items():
+        rewards = torch.where(scores[name] < limit, _lowest(rewards, valid), rewards)
     weighted = shares[:, None, None] * rewards.masked_fill(~valid, 0.0)
     size = weighted.abs()
     if mix == "reward":
@@ -126,7 +133,12 @@ def _std(rewards: Tensor, counted: Tensor) -> Tensor:
     return (squares / (counted.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt()
 
 
+def _lowest(rewards: Tensor, counted: Tensor) -> Tensor:
+    """The lowest over the last dimension of those that count: (…, 1); ∞ where none do."""
+    return rewards.masked_fill(~counted, torch.inf).amin(-1, keepdim=True)
+
+
 def _range(rewards: Tensor, counted: Tensor) -> Tensor:
     """Highest minus lowest over the last dimension of those that count: (…, 1); −∞ where none do."""
     highest = rewards.masked_fill(~counted, -torch.inf).amax(-1, keepdim=True)
-    return highest - rewards.masked_fill(~counted, torch.inf).amin(-1, keepdim=True)
+    return highest - _lowest(rewards, counted)

@@ -10,8 +10,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.settings import RewardName
-
 Pixels = NDArray[np.uint8]
 Column = NDArray[np.float32]
 
@@ -23,10 +21,12 @@ class Scores:
     Attributes:
         values: (N,), higher is better; NaN where an image could not be scored.
         extras: further measures (N,) by name, shown beside the reward and never trained on.
+        failure: why some could not be scored, as part of a sentence.
     """
 
     values: Column
     extras: Mapping[str, Column] = field(default_factory=dict)
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Reward(Protocol):
         ...
 
 
-def score_all(rewards: Mapping[RewardName, Reward], images: Pixels, prompts: Sequence[str]) -> ScoredBatch:
+def score_all(rewards: Mapping[str, Reward], images: Pixels, prompts: Sequence[str]) -> ScoredBatch:
     """Ask every reward about uint8 images (N, H, W, 3). What fails becomes NaN and a message, never a score of 0."""
     assert len(images) == len(prompts), "an image a prompt"
     values: dict[str, Column] = {}
@@ -70,7 +70,9 @@ def score_all(rewards: Mapping[RewardName, Reward], images: Pixels, prompts: Seq
         scores, message = _score_safely(name, reward, images, prompts)
         seconds[name] = time.perf_counter() - begun
         values[name] = scores.values
-        extras |= scores.extras
+        for measure, column in scores.extras.items():
+            # A reward that is used twice gives each of its measures twice.
+            extras[measure if measure not in extras else f"{name} {measure}"] = column
         if message:
             messages.append(message)
     return ScoredBatch(values, extras, seconds, tuple(messages))
@@ -79,7 +81,8 @@ def score_all(rewards: Mapping[RewardName, Reward], images: Pixels, prompts: Seq
 def _score_safely(name: str, reward: Reward, images: Pixels, prompts: Sequence[str]) -> tuple[Scores, str]:
     """A reward's scores, and a sentence on what went wrong ("" if nothing did)."""
     try:
-        scores, reason = _checked(reward.score(images, prompts), len(images)), ""
+        scores = _checked(reward.score(images, prompts), len(images))
+        reason = scores.failure
     except Exception as error:  # a reward is foreign code: whatever it raises must not end a run
         scores, reason = _score_one_by_one(reward, images, prompts), _words(error)
     num_failed = int((~np.isfinite(scores.values)).sum())
@@ -111,7 +114,7 @@ def _checked(scores: Scores, num_images: int) -> Scores:
         if column.shape != (num_images,):
             raise ValueError(f"it gave scores of shape {column.shape} for {num_images} images")
     values = scores.values.astype(np.float32)
-    return Scores(np.where(np.isfinite(values), values, np.float32(np.nan)), scores.extras)
+    return Scores(np.where(np.isfinite(values), values, np.float32(np.nan)), scores.extras, scores.failure)
 
 
 def _words(error: Exception) -> str:

@@ -10,7 +10,7 @@ from engine.settings.compute import ComputeSettings
 from engine.settings.model import ModelName, ModelSettings
 from engine.settings.objective import GrpoSettings, Method, NftSettings
 from engine.settings.prompts import PromptSettings
-from engine.settings.rewards import RewardName, RewardSettings
+from engine.settings.rewards import REWARD_OPTIONS, JudgeSettings, RewardName, RewardSettings, ServerSettings
 from engine.settings.run import RunSettings
 from engine.settings.sampling import (
     SOLVER_TYPES,
@@ -34,6 +34,7 @@ from engine.settings.training import (
 )
 
 __all__ = [
+    "REWARD_OPTIONS",
     "SOLVER_TYPES",
     "CheckpointSettings",
     "ComputeSettings",
@@ -41,6 +42,7 @@ __all__ = [
     "FlashSettings",
     "GrpoSettings",
     "GuardSettings",
+    "JudgeSettings",
     "KernelName",
     "LearningRateSchedule",
     "Method",
@@ -55,6 +57,7 @@ __all__ = [
     "RunSettings",
     "SamplingSettings",
     "Section",
+    "ServerSettings",
     "SolverName",
     "SolverType",
     "TuningSettings",

@@ -51,21 +51,26 @@ class RunSettings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        names = [reward.name for reward in self.rewards]
-        if not names:
-            raise ValueError("Choose at least one reward.")
-        if len(set(names)) != len(names):
-            raise ValueError("Each reward may be named once; add its weights together instead.")
-        if not any(reward.weight > 0 for reward in self.rewards):
-            raise ValueError("All reward weights are zero, so there is nothing to learn; give one a weight above 0.")
-        if not math.isfinite(sum(reward.weight for reward in self.rewards)):
-            raise ValueError("The reward weights are too large to add up; use weights around 1.")
+        self._check_rewards()
         self._check_window()
         self._check_images()
         self._check_processes()
         if self.method == "nft":
             self._check_nft()
         return self
+
+    def _check_rewards(self) -> None:
+        if not self.rewards:
+            raise ValueError("Choose at least one reward.")
+        keys = [reward.key for reward in self.rewards]
+        if len(set(keys)) != len(keys):
+            raise ValueError(
+                "Each reward may be named once: add its weights together, or give one of the two a `label` of its own."
+            )
+        if not any(reward.weight > 0 for reward in self.rewards):
+            raise ValueError("All reward weights are zero, so there is nothing to learn; give one a weight above 0.")
+        if not math.isfinite(sum(reward.weight for reward in self.rewards)):
+            raise ValueError("The reward weights are too large to add up; use weights around 1.")
 
     def _check_window(self) -> None:
         num_steps, size = self.sampling.num_steps, self.window.size

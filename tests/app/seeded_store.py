@@ -102,7 +102,7 @@ class Seeder:
         level = self.level(step) + self.random.gauss(0, noise)
         tops = {"vividness": (0.89, 0.55), "composition": (0.61, 0.08), "compressibility": (-3.1, 0.4),
                 "incompressibility": (3.1, 0.4)}
-        return {reward.name: tops[reward.name][0] + tops[reward.name][1] * level for reward in settings.rewards}
+        return {reward.key: tops[reward.name][0] + tops[reward.name][1] * level for reward in settings.rewards}
 
     def iteration(self, lease: Lease, settings: RunSettings, step: int, when: float) -> None:
         event = IterationDone(

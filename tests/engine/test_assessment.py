@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from engine.assessment import NUM_GRID_PROMPTS, evaluate_checkpoints
@@ -19,6 +20,7 @@ from engine.prompt_files import PromptFileError
 from engine.reports import EVALUATION_NAME, GRID_NAME, Evaluation, Scored
 from engine.requests import EvaluationRequest
 from engine.rewards import REWARDS, Pixels, Scores, make_rewards
+from engine.settings import RewardSettings
 
 TinyRun = Callable[..., Path]
 
@@ -58,7 +60,7 @@ def test_scores_are_those_of_the_saved_images(tiny_run: TinyRun, tmp_path: Path)
         assert scored is not None
         assert list(scored.means) == list(chosen)
         assert [image.seed for image in scored.images] == [5, 6, 7]
-        for name, reward in make_rewards(chosen).items():
+        for name, reward in make_rewards([RewardSettings(name=name) for name in chosen], torch.device("cpu")).items():
             values = reward.score(images_of(scored, tmp_path / "out"), prompts.read_text().splitlines()).values
             assert column(scored, name) == pytest.approx(values.tolist())
             assert scored.means[name] == mean_of(column(scored, name))
@@ -132,7 +134,7 @@ class FailsOnStars:
 def test_scores_that_fail_are_left_out_and_said(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(REWARDS, "vividness", FailsOnStars)
+    monkeypatch.setitem(REWARDS, "vividness", lambda settings, device: FailsOnStars())
     prompts = tmp_path / "some.txt"
     prompts.write_text("red star\nblue square\ngreen circle\n")
     evaluation = evaluate(tiny_run(), tmp_path / "out", prompts=prompts, rewards=("vividness",), against="base")
@@ -171,6 +173,8 @@ def test_prompts_that_cannot_be_used_are_refused(tiny_run: TinyRun, tmp_path: Pa
         evaluate(run, tmp_path / "out", prompts=tmp_path / "nowhere.txt")
     with pytest.raises(ValueError, match='"composition" cannot judge the prompt "an oil painting'):
         evaluate(run, tmp_path / "out", prompts=prose, rewards=("composition",))
+    with pytest.raises(ValueError, match="There is no reward named beauty; choose among: vividness, incompress"):
+        evaluate(run, tmp_path / "out", rewards=("beauty",))
     assert not (tmp_path / "out").exists()
 
 

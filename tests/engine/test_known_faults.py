@@ -86,7 +86,7 @@ def scored_by(
 ) -> tuple[list[str], IterationDone]:
     """One iteration scored by the rule: the prompts its images were scored for, and its event."""
     reward = FakeReward(rule)
-    monkeypatch.setitem(REWARDS, "vividness", lambda: reward)
+    monkeypatch.setitem(REWARDS, "vividness", lambda settings, device: reward)
     (event,) = iterations(run(changed(settings, iterations=1, rewards=[{"name": "vividness"}]), out))
     # The iteration's own batch lies between the held-out prompts at step 0 and those at step 1.
     _, prompts, _ = reward.batches

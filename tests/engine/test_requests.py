@@ -27,7 +27,6 @@ PLACES: dict[str, Any] = {"run": "run", "out": "out"}
         ({"seed": -1}, "`seed`: Input should be greater than or equal to 0."),
         ({"num_prompts": 0}, "`num_prompts`: Input should be greater than or equal to 1."),
         ({"device": "tpu"}, "`device`: Input should be 'auto', 'cpu' or 'cuda'."),
-        ({"rewards": ("beauty",)}, "`rewards.0`: Input should be 'composition'"),
         ({"strength": 0.5}, "Unknown setting `strength`"),
     ],
 )

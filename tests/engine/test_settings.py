@@ -9,7 +9,7 @@ import pytest
 from engine.catalogue import MODEL_INFO
 from engine.models import MODELS
 from engine.presets import PRESETS
-from engine.settings import RunSettings
+from engine.settings import RewardSettings, RunSettings
 from engine.settings_text import SettingsError, from_yaml, read_settings
 
 
@@ -18,6 +18,17 @@ def test_a_preset_survives_yaml(name: str) -> None:
     settings = PRESETS[name].make()
     assert from_yaml(settings.to_yaml()) == settings
     assert from_yaml(settings.to_yaml()).digest() == settings.digest()
+
+
+def test_a_reward_is_written_without_the_options_it_lacks() -> None:
+    """As before there were options: old rows and files read as they did, and keep their digest."""
+    assert RewardSettings(name="vividness").model_dump(mode="json") == {"name": "vividness", "weight": 1.0}
+
+
+def test_a_reward_may_be_used_twice_under_labels() -> None:
+    settings = from_yaml("rewards: [{name: vividness}, {name: vividness, label: again, weight: 0, gate: 0.5}]")
+    assert [reward.key for reward in settings.rewards] == ["vividness", "again"]
+    assert from_yaml(settings.to_yaml()) == settings
 
 
 def test_other_settings_have_another_digest() -> None:
@@ -35,6 +46,17 @@ def test_other_settings_have_another_digest() -> None:
         ("rewards: []", "at least one reward"),
         ("rewards: [{name: vividness, weight: 0}]", "All reward weights are zero"),
         ("rewards: [{name: vividness}, {name: vividness}]", "may be named once"),
+        ("rewards: [{name: vividness, label: a}, {name: composition, label: a}]", "may be named once"),
+        ("rewards: [{name: vividness, label: composition}]", "`label` is the name of another reward"),
+        ("rewards: [{name: vividness, weights: there}]", "the reward vividness takes no `weights`; remove it."),
+        ("rewards: [{name: vividness, function: mine}]", "the reward vividness takes no `function`; remove it."),
+        ("rewards: [{name: vividness, server: {url: 'http://x'}}]", "the reward vividness takes no `server`"),
+        ("rewards: [{name: vividness, server: {url: 'file:///etc'}}]", "give an http:// or https:// address"),
+        ("rewards: [{name: vividness, server: {url: 'http://a:b@c'}}]", "an address without a password"),
+        ("rewards: [{name: vividness, judge: {style: question, rubric: x}}]", "takes no rubric"),
+        ("rewards: [{name: vividness, judge: {questions: [x]}}]", "takes no questions"),
+        ("rewards: [{name: vividness, judge: {lowest: 3, highest: 3}}]", "must be below highest"),
+        ("rewards: [{name: vividness, colour: red}]", "Unknown setting `rewards.0.colour`"),
         ("rewards: [{name: beauty}]", "`rewards.0.name`"),
         ("rewards: [{weight: 1}]", "`rewards.0.name` is missing"),
         ("sampling: {shared_noise: false}", "sampling.shared_prefix needs"),

@@ -126,6 +126,15 @@ def test_events_tell_the_run(tiny_settings: RunSettings, tmp_path: Path) -> None
     assert checkpoint.num_bytes == sum(f.stat().st_size for f in (tmp_path / checkpoint.path).iterdir())
 
 
+def test_scores_are_told_by_label(tiny_settings: RunSettings, tmp_path: Path) -> None:
+    rewards = [{"name": "vividness"}, {"name": "vividness", "label": "a gate", "weight": 0.0, "gate": 0.2}]
+    events: list[Event] = []
+    train(variant(tiny_settings, {"rewards": rewards, "iterations": 1}), tmp_path, events.append)
+    told = [event for event in events if isinstance(event, IterationDone | SamplesDrawn)]
+    assert all(event.rewards.keys() == {"vividness", "a gate"} for event in told)
+    assert len(told) == 3
+
+
 def test_training_moves_the_reward_it_is_given(tiny_settings: RunSettings, tmp_path: Path) -> None:
     changes = {
         "iterations": 40, "rewards": [{"name": "vividness"}], "optimiser": {"learning_rate": 1e-2},

@@ -118,7 +118,7 @@ class Run:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def iterate(self, step: int) -> None:
-        rewards = {reward.name: reward_at(step) for reward in self.settings.rewards}
+        rewards = {reward.key: reward_at(step) for reward in self.settings.rewards}
         self.say(
             IterationDone(
                 time=time.time(), step=step, rewards=rewards, loss=random.random() / 10, grad_norm=0.5,
@@ -148,10 +148,10 @@ class Run:
             )
             image.save(folder / f"{index:03d}.png")
             path = f"samples/step-{step:06d}/{index:03d}.png"
-            rewards = {reward.name: reward_at(step) for reward in self.settings.rewards}
+            rewards = {reward.key: reward_at(step) for reward in self.settings.rewards}
             seed = self.settings.evaluation.seed + index
             images.append(SampleImage(index=index, prompt=prompt, seed=seed, path=path, rewards=rewards))
-        means = {reward.name: reward_at(step) for reward in self.settings.rewards}
+        means = {reward.key: reward_at(step) for reward in self.settings.rewards}
         self.say(SamplesDrawn(time=time.time(), step=step, images=tuple(images), rewards=means, seconds=0.1))
 
     def save(self, step: int) -> None:

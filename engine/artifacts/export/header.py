@@ -15,7 +15,7 @@ from engine.catalogue import MODEL_INFO
 def header(source: ExportSource, kind: str) -> dict[str, str]:
     """Header texts of a file of `kind` ("lora" or "" for whole weights); the same checkpoint gives the same texts."""
     settings, manifest = source.public_settings(), source.manifest
-    rewards = " + ".join(reward.name for reward in settings.rewards if reward.weight > 0)
+    rewards = " + ".join(reward.key for reward in settings.rewards if reward.weight > 0)
     side = source.settings.model.resolution or _own_resolution(source)
     return {
         "format": "pt",

@@ -15,14 +15,14 @@ from engine.events import SamplesDrawn
 def model_card(source: ExportSource, kind: ExportFormat, verification: Verification, images: Sequence[str]) -> str:
     """Markdown with the metadata a model hub reads; `images` are files beside it that show the run's first prompts."""
     settings = source.public_settings()
-    rewards = ", ".join(f"{reward.name} × {reward.weight:g}" for reward in settings.rewards)
+    rewards = ", ".join(f"{reward.key} × {reward.weight:g}" for reward in settings.rewards)
     arguments = "\n".join(f"    {name}={value:g}," for name, value in source.call.items())
     average = ", as a running average of the weights" if source.averaged else ""
     return f"""---
 {yaml.safe_dump(_metadata(source, kind, images), sort_keys=False, allow_unicode=True).rstrip()}
 ---
 
-# {source.base_name}, tuned for {" + ".join(reward.name for reward in settings.rewards if reward.weight > 0)}
+# {source.base_name}, tuned for {" + ".join(reward.key for reward in settings.rewards if reward.weight > 0)}
 
 {source.step} iterations of MixGRPO on `{source.base_name}` with the rewards {rewards}{average}.
 Made with Palate; settings `{source.manifest.settings_digest}`, seed {settings.seed}.

@@ -197,3 +197,24 @@ def test_the_best_and_the_worst_of_each_group():
     assert best_and_worst(advantages, 0).tolist() == list(range(10))
     with pytest.raises(ValueError, match="no 3 best and 3 worst"):
         best_and_worst(advantages, 3)
+
+
+def test_a_gated_image_counts_as_its_groups_lowest_by_every_reward():
+    gated = {"a": _scores([1.0, 9.0, 3.0, 5.0]), "b": _scores([8.0, 7.0, 2.0, 4.0])}
+    safe = _scores([0.0, -0.9, 0.0, -0.4])
+    # The second image is out: it takes the lowest score of its group by each.
+    lowered = {"a": _scores([1.0, 1.0, 3.0, 5.0]), "b": _scores([8.0, 2.0, 2.0, 4.0])}
+    weights = {"a": 1.0, "b": 2.0, "safe": 0.0}
+    for mix in ("advantage", "reward"):
+        expected = group_advantages(lowered, weights, mix, 5.0)
+        actual = group_advantages(gated | {"safe": safe}, weights, mix, 5.0, gates={"safe": -0.5})
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_a_gate_that_failed_leaves_its_image_out_and_a_group_that_is_all_out_is_not_trained():
+    scores = {"a": _scores([1.0, 9.0, 3.0], [4.0, 5.0, 6.0]), "safe": _scores([0.0, NAN, 0.0], [-1.0, -1.0, -1.0])}
+    actual = group_advantages(scores, {"a": 1.0, "safe": 0.0}, "advantage", 5.0, gates={"safe": -0.5})
+    first, last = _standardised([1.0, 3.0])
+    _near(actual, [[first, 0.0, last], [0.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match="no scores of safe"):
+        group_advantages({"a": scores["a"]}, {"a": 1.0}, "advantage", 5.0, gates={"safe": 0.0})

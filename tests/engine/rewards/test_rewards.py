@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -21,8 +22,9 @@ from engine.rewards.composition import Composition
 from engine.rewards.compressibility import Compressibility
 from engine.rewards.incompressibility import Incompressibility, jpeg_kilobytes
 from engine.rewards.vividness import Vividness, colourfulness
-from engine.settings import RewardName
+from engine.settings import RewardName, RewardSettings
 
+CPU = torch.device("cpu")
 RED, GREEN, BLUE, CYAN, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255), (255, 255, 255)
 small_images = arrays.arrays(np.uint8, st.tuples(st.just(1), st.integers(1, 6), st.integers(1, 6), st.just(3)))
 
@@ -37,7 +39,8 @@ def test_every_reward_has_a_name_facts_and_code() -> None:
 
 
 def test_make_rewards_keeps_order() -> None:
-    assert list(make_rewards(["vividness", "composition"])) == ["vividness", "composition"]
+    settings = [RewardSettings(name="vividness"), RewardSettings(name="vividness", label="more of it")]
+    assert list(make_rewards(settings, CPU)) == ["vividness", "more of it"]
 
 
 # Vividness ------------------------------------------------------------------------------------------------------------
@@ -102,7 +105,7 @@ def test_jpeg_sizes_stay_in_their_range(name: RewardName, rng: np.random.Generat
     plain = np.zeros((1, 64, 64, 3), np.uint8)
     low, high = REWARD_INFO[name].range
     for image in (noise, plain):
-        assert low <= REWARDS[name]().score(image, [""]).values[0] <= high
+        assert low <= REWARDS[name](RewardSettings(name=name), CPU).score(image, [""]).values[0] <= high
 
 
 # Composition ----------------------------------------------------------------------------------------------------------
@@ -170,6 +173,21 @@ def test_all_rewards_are_asked_and_timed() -> None:
     assert scored.seconds.keys() == {"vividness", "composition"}
     assert all(seconds > 0 for seconds in scored.seconds.values())
     assert scored.messages == ()
+
+
+def test_a_reward_that_is_used_twice_keeps_both_of_its_measures() -> None:
+    scored = score_all({"first": Fake(), "second": Fake()}, batch(1, 2), ["a", "b"])
+    assert scored.extras.keys() == {"double", "second double"}
+
+
+def test_a_reward_says_why_it_has_no_score() -> None:
+    class Mute(Fake):
+        def score(self, images: Pixels, prompts: Sequence[str]) -> Scores:
+            return Scores(np.array([1, np.nan], np.float32), failure="the server is gone")
+
+    scored = score_all({"mute": Mute()}, batch(1, 2), ["a", "b"])
+    (message,) = scored.messages
+    assert message == "The reward mute could not score 1 of 2 images (the server is gone); they are left out."
 
 
 def test_a_failing_image_is_nan_and_the_others_keep_their_scores() -> None:
