@@ -4,9 +4,10 @@
 `python benchmarks/learning.py` then compares them at the best ones, three seeds each, all given the same seconds.
 
 The built-in model, reward vividness, T = 10 steps, 4 prompts of 12 images an iteration, 96 held-out prompts; recipes
-are their presets otherwise. Seconds are those of training alone: sampling, decoding, scoring, updating. Every recipe
-runs once a seed before the next seed begins, so that a slow hour of the machine meets them all. Writes
-benchmarks/results/learning_rates.json, learning.json and learning.png.
+are their presets otherwise. Seconds are a single thread's processor time in training alone (sampling, decoding,
+scoring, updating), which other work on the machine hardly changes; `--jobs` runs so many trainings at a time. Every
+recipe begins once a seed before the next seed does. Writes benchmarks/results/learning_rates.json, learning.json and
+learning.png.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +40,12 @@ from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 BASELINE, REWARD = "dance_grpo", "vividness"
-RECIPES = (BASELINE, "flow_grpo_fast", "mixgrpo", "mixgrpo_flash", "mixgrpo_flash_frozen", "turbo", "diffusion_nft")
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
-NUM_STEPS, NUM_HELD_OUT, NUM_EVALUATIONS = 10, 96, 10
+RECIPES = (
+    BASELINE, "flow_grpo", "flow_grpo_fast", "mixgrpo", "mixgrpo_flash", "mixgrpo_flash_frozen", "turbo",
+    "diffusion_nft",
+)  # fmt: skip
+LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+NUM_STEPS, NUM_HELD_OUT, NUM_EVALUATIONS = 10, 96, 8
 TUNING_SEED = 100
 MANY = 1_000_000  # iterations: seconds end a run
 
@@ -52,49 +60,73 @@ def recipe_settings(name: str, seed: int, learning_rate: float, every: int) -> R
     preset["model"] |= {"precision": "bfloat16"}
     preset["grpo"] |= {"prompts_per_iteration": 4, "updates_per_iteration": 2}
     preset["optimiser"] |= {"learning_rate": learning_rate}
-    preset["evaluation"] |= {"every": every, "num_prompts": NUM_HELD_OUT}
+    preset["evaluation"] |= {"every": every, "num_prompts": NUM_HELD_OUT, "num_steps": NUM_STEPS}
+    preset["compute"] |= {"num_threads": 1}
     preset["checkpoints"] |= {"every": MANY}
     preset |= {"seed": seed, "iterations": MANY, "rewards": [{"name": REWARD}, {"name": "composition", "weight": 0.0}]}
     return RunSettings.model_validate(preset)
 
 
-def learn(
-    name: str, seed: int, learning_rate: float, budget: float, seconds_a_forward: float
-) -> list[dict[str, float]]:
+@dataclass(frozen=True)
+class Trial:
+    """One training: a recipe, its seed and learning rate, and the seconds it is given."""
+
+    name: str
+    seed: int
+    learning_rate: float
+    budget: float
+    seconds_a_forward: float
+
+
+def learn(trial: Trial) -> list[dict[str, float]]:
     """Train for `budget` seconds; returns a row an evaluation, about `NUM_EVALUATIONS` of them."""
-    iteration = mean_work(recipe_settings(name, seed, learning_rate, 1)).cost * seconds_a_forward
-    every = max(1, round(budget / NUM_EVALUATIONS / iteration))
+    work = mean_work(recipe_settings(trial.name, trial.seed, trial.learning_rate, 1))
+    every = max(1, round(trial.budget / NUM_EVALUATIONS / (work.cost * trial.seconds_a_forward)))
     rows: list[dict[str, float]] = []
-    spent = 0.0
+    spent, mark = 0.0, time.process_time()
 
     def watch(event: Event) -> None:
-        nonlocal spent
+        nonlocal spent, mark
+        now = time.process_time()
         if isinstance(event, IterationDone):
-            phases = event.seconds
-            spent += phases.sample + phases.decode + phases.score + phases.train
+            spent += now - mark
+        mark = now
         if isinstance(event, SamplesDrawn):
             figures = event.rewards | event.metrics
             rows.append({"step": event.step, "seconds": round(spent, 1)} | {k: round(v, 4) for k, v in figures.items()})
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = recipe_settings(name, seed, learning_rate, every)
+        settings = recipe_settings(trial.name, trial.seed, trial.learning_rate, every)
         # A run may end past its budget by less than it takes to reach its next evaluation.
-        train(settings, Path(folder), watch, should_stop=lambda: spent >= budget and rows[-1]["seconds"] >= budget)
+        train(settings, Path(folder), watch, should_stop=lambda: rows[-1]["seconds"] >= trial.budget)
     return rows
 
 
+def learn_all(trials: Sequence[Trial], jobs: int) -> Iterator[tuple[Trial, list[dict[str, float]]]]:
+    """Every trial with its rows, in order, `jobs` at a time; tells how far it is."""
+    begun = time.perf_counter()
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for done, (trial, rows) in enumerate(zip(trials, pool.map(learn, trials), strict=True), 1):
+            left = (time.perf_counter() - begun) / done * (len(trials) - done) / 60
+            reached = at(rows, trial.budget)
+            print(f"{trial.name:22} seed {trial.seed}, rate {trial.learning_rate:g}: {reached:.3f}; "
+                  f"{done} of {len(trials)}, about {left:.0f} min left", flush=True)  # fmt: skip
+            yield trial, rows
+
+
 def seconds_per_forward() -> float:
-    """Seconds of one forward of one image on this machine, from a short run of MixGRPO."""
+    """A thread's seconds for one forward of one image on this machine, from a short run of MixGRPO."""
     settings = recipe_settings("mixgrpo", 0, 1e-4, 1).model_copy(update={"iterations": 2})
-    seconds: list[float] = []
+    marks: list[float] = []
 
     def watch(event: Event) -> None:
-        if isinstance(event, IterationDone):
-            seconds.append(event.seconds.sample + event.seconds.train)
+        if isinstance(event, IterationDone | SamplesDrawn):
+            marks.append(time.process_time())
 
     with tempfile.TemporaryDirectory() as folder:
         train(settings, Path(folder), watch)
-    return seconds[-1] / mean_work(settings).cost
+    # Samples of step 0, first iteration, its samples, second iteration, its samples.
+    return (marks[3] - marks[2]) / mean_work(settings).cost
 
 
 def at(rows: list[dict[str, float]], seconds: float) -> float:
@@ -115,35 +147,31 @@ def seconds_to(rows: list[dict[str, float]], reward: float) -> float | None:
     return None
 
 
-def tune(budget: float, results: Path) -> None:
-    """Every recipe at every learning rate, on one seed; writes what each reached."""
+def tune(names: Sequence[str], budget: float, jobs: int, results: Path) -> None:
+    """Recipes at every learning rate, on one seed; writes what each reached beside what was tried before."""
+    path = results / "learning_rates.json"
+    found: dict[str, dict[str, float]] = json.loads(path.read_text())["reached"] if path.exists() else {}
     forward = seconds_per_forward()
-    found: dict[str, dict[str, float]] = {name: {} for name in RECIPES}
-    for learning_rate in LEARNING_RATES:
-        for name in RECIPES:
-            rows = learn(name, TUNING_SEED, learning_rate, budget, forward)
-            found[name][f"{learning_rate:g}"] = round(at(rows, budget), 4)
-            print(f"{name:24} {learning_rate:g}: {at(rows, budget):.3f}", flush=True)
-            report = {"device": device_name(), "versions": versions(), "seconds": budget, "seed": TUNING_SEED}
-            (results / "learning_rates.json").write_text(json.dumps(report | {"reached": found}, indent=1) + "\n")
+    trials = [Trial(name, TUNING_SEED, rate, budget, forward) for rate in LEARNING_RATES for name in names]
+    for trial, rows in learn_all(trials, jobs):
+        found.setdefault(trial.name, {})[f"{trial.learning_rate:g}"] = round(at(rows, budget), 4)
+        report = {"device": device_name(), "versions": versions(), "seconds": budget, "seed": TUNING_SEED}
+        path.write_text(json.dumps(report | {"reached": found}, indent=1) + "\n")
 
 
-def compare(seeds: list[int], budget: float, results: Path) -> None:
-    """Every recipe and seed at its best learning rate; writes and draws after each."""
+def compare(seeds: list[int], budget: float, jobs: int, results: Path) -> None:
+    """Every recipe and seed at its best learning rate; writes and draws after each seed."""
     reached = json.loads((results / "learning_rates.json").read_text())["reached"]
-    rates = {name: float(max(tried, key=tried.__getitem__)) for name, tried in reached.items()}
+    rates = {name: float(max(reached[name], key=reached[name].__getitem__)) for name in RECIPES}
     forward = seconds_per_forward()
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
-    total, begun = len(RECIPES) * len(seeds), time.perf_counter()
-    for seed in seeds:
-        for name in RECIPES:
-            rows = learn(name, seed, rates[name], budget, forward)
-            curves[name].append({"seed": seed, "curve": rows})
-            done = sum(len(runs) for runs in curves.values())
-            left = (time.perf_counter() - begun) / done * (total - done)
-            print(f"{name:24} seed {seed}: {at(rows, budget):.3f}; about {left / 60:.0f} min left", flush=True)
+    trials = [Trial(name, seed, rates[name], budget, forward) for seed in seeds for name in RECIPES]
+    for trial, rows in learn_all(trials, jobs):
+        curves[trial.name].append({"seed": trial.seed, "curve": rows})
+        if trial.name != RECIPES[-1]:
+            continue
         report = {
-            "device": device_name(), "versions": versions(), "seconds": budget, "learning_rates": rates,
+            "device": device_name(), "versions": versions(), "seconds": budget, "jobs": jobs, "learning_rates": rates,
             "summary": summarise(curves, budget), "runs": curves,
             "settings": {
                 name: recipe_settings(name, 0, rates[name], 1).model_dump(mode="json", exclude={"seed"})
@@ -180,7 +208,7 @@ def draw(curves: dict[str, list[dict[str, Any]]], budget: float, device: str, pa
                       label=None if number else name)  # fmt: skip
     goal = statistics.fmean(at(run["curve"], budget) for run in curves[BASELINE])
     axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
-    axis.set_xlabel("minutes of training")
+    axis.set_xlabel("minutes of training, one thread")
     axis.set_ylabel(f"{REWARD}, {NUM_HELD_OUT} held-out prompts")
     axis.set_title(f"Built-in model, T = {NUM_STEPS}, {device}", loc="left", fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
@@ -194,15 +222,17 @@ def main() -> None:
     """Parse the command line; tune or compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tune", action="store_true", help="try learning rates instead of comparing")
-    parser.add_argument("--seconds", type=float, default=240.0, help="training seconds of each run")
+    parser.add_argument("--seconds", type=float, default=150.0, help="training seconds of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, of one thread each")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES, help="which to tune")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.results.mkdir(parents=True, exist_ok=True)
     if arguments.tune:
-        tune(arguments.seconds, arguments.results)
+        tune(arguments.recipes, arguments.seconds, arguments.jobs, arguments.results)
     else:
-        compare(arguments.seeds, arguments.seconds, arguments.results)
+        compare(arguments.seeds, arguments.seconds, arguments.jobs, arguments.results)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What an iteration of each recipe costs: seconds and counted forwards, side by side and interleaved.
 
-`python benchmarks/recipes.py [--rounds 20] [--prompts 1]`
+`python benchmarks/recipes.py [--rounds 12] [--prompts 1] [--tunings full lora]`
 
-The built-in model, T = 25, G = 12, LoRA, decode and scoring included. Every round runs one iteration of each recipe,
-its window at the next of its positions, so that a moving window is averaged over its range and a busy moment of the
-machine falls on all alike. Writes benchmarks/results/recipes.json and recipes.png.
+The built-in model, T = 25, G = 12, full fine-tuning and LoRA, decode and scoring included. Every round runs one
+iteration of each recipe, its window at the next of its positions, so that a moving window is averaged over its range
+and a busy moment of the machine falls on all alike. Writes benchmarks/results/recipes.json and recipes.png.
 """
 
 from __future__ import annotations
@@ -39,16 +39,19 @@ UNSHARED = "mixgrpo, no shared prefix"
 RECIPES = (
     BASELINE, "flow_grpo", "flow_grpo_fast", UNSHARED, "mixgrpo", "mixgrpo_flash", "mixgrpo_flash_frozen", "turbo",
 )  # fmt: skip
-# Ratios of seconds to DanceGRPO: what this project set out to reach, and what MixGRPO's paper measured on its GPUs.
+TUNINGS = ("full", "lora")
+# Ratios of seconds to DanceGRPO: what this project set out to reach (counted for full fine-tuning without gradient
+# checkpointing), and what MixGRPO's paper measured on its GPUs, with it.
 GOALS = {"mixgrpo": 0.45, "mixgrpo_flash": 0.36, "mixgrpo_flash_frozen": 0.34, "turbo": 0.20}
 PAPER = {"mixgrpo": 0.52, "mixgrpo_flash": 0.39, "mixgrpo_flash_frozen": 0.29}
 
 
-def recipe_settings(name: str, num_prompts: int) -> RunSettings:
+def recipe_settings(name: str, num_prompts: int, tuning: str) -> RunSettings:
     """The recipe on the built-in model, in bfloat16, everything else as its preset has it."""
     preset = PRESETS["mixgrpo" if name == UNSHARED else name].make().model_dump()
     preset["grpo"] |= {"prompts_per_iteration": num_prompts}
     preset["model"] |= {"precision": "bfloat16"}
+    preset["tuning"] |= {"method": tuning}
     preset["sampling"] |= {"shared_prefix": False} if name == UNSHARED else {}
     preset |= {"rewards": [{"name": "vividness"}, {"name": "composition"}]}
     return RunSettings.model_validate(preset)
@@ -77,9 +80,9 @@ def measure_iteration(run: Run, settings: RunSettings) -> dict[str, float]:
     }
 
 
-def measure(rounds: int, num_prompts: int) -> dict[str, list[dict[str, float]]]:
+def measure(rounds: int, num_prompts: int, tuning: str) -> dict[str, list[dict[str, float]]]:
     """Every recipe's iterations, in rounds; a first one of each, to warm up, is not counted."""
-    settings = {name: recipe_settings(name, num_prompts) for name in RECIPES}
+    settings = {name: recipe_settings(name, num_prompts, tuning) for name in RECIPES}
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: prepare(recipe, Path(folder), lambda _: None, None) for name, recipe in settings.items()}
         for name in RECIPES:
@@ -91,13 +94,13 @@ def measure(rounds: int, num_prompts: int) -> dict[str, list[dict[str, float]]]:
                 rows[name].append(measure_iteration(runs[name], at_round(settings[name], place, rounds)))
             seconds = time.perf_counter() - begun
             left = seconds * (rounds - place - 1)
-            print(f"round {place + 1} of {rounds}: {seconds:.1f} s, about {left:.0f} s left", flush=True)
+            print(f"{tuning}, round {place + 1} of {rounds}: {seconds:.1f} s, about {left:.0f} s left", flush=True)
     return rows
 
 
-def peak_memory(name: str, num_prompts: int) -> float:
+def peak_memory(name: str, num_prompts: int, tuning: str) -> float:
     """MiB: the largest resident size of a process of its own that runs an iteration of the recipe."""
-    command = [sys.executable, __file__, "--prompts", str(num_prompts), "--only", name]
+    command = [sys.executable, __file__, "--prompts", str(num_prompts), "--only", name, "--tunings", tuning]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
@@ -105,9 +108,9 @@ def peak_memory(name: str, num_prompts: int) -> float:
     return usage.ru_maxrss / 1024
 
 
-def run_only(name: str, num_prompts: int) -> None:
+def run_only(name: str, num_prompts: int, tuning: str) -> None:
     """One iteration of one recipe, for its memory."""
-    settings = recipe_settings(name, num_prompts)
+    settings = recipe_settings(name, num_prompts, tuning)
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(settings, Path(folder), lambda _: None, None)
         measure_iteration(run, at_round(settings, 0, 1))
@@ -138,9 +141,20 @@ def summarise(rows: dict[str, list[dict[str, float]]], memory: dict[str, float])
     }
 
 
-def draw(summary: dict[str, dict[str, Any]], device: str, path: Path) -> None:
-    """Seconds an iteration by phase, with the ratio to DanceGRPO."""
-    figure, axis = plt.subplots(figsize=(8.5, 4))
+def draw(summaries: dict[str, dict[str, dict[str, Any]]], device: str, path: Path) -> None:
+    """A panel a tuning: seconds an iteration by phase, with the ratio to DanceGRPO."""
+    figure, axes = plt.subplots(len(summaries), 1, figsize=(8.5, 3.6 * len(summaries)), squeeze=False)
+    for axis, (tuning, summary) in zip(axes[:, 0], summaries.items(), strict=True):
+        _draw_panel(axis, summary)
+        axis.set_title(f"{tuning}: built-in model, T = 25, G = 12, {device}", loc="left", fontsize=11)
+    axes[0, 0].legend(frameon=False, fontsize=9, loc="lower right")
+    axes[-1, 0].set_xlabel(f"seconds an iteration; the figure is the ratio to {BASELINE}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_panel(axis: Any, summary: dict[str, dict[str, Any]]) -> None:
     names = list(summary)
     left = [0.0] * len(names)
     colours = {"sample": "#4878a8", "train": "#d98845", "decode": "#8fb174", "score": "#b8a0c8"}
@@ -154,40 +168,42 @@ def draw(summary: dict[str, dict[str, Any]], device: str, path: Path) -> None:
         axis.text(left[place], place, f"  {summary[name]['ratio_of_seconds']:.2f}{aim}", va="center", fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.2 * max(left))
-    axis.set_xlabel(f"seconds an iteration; the figure is the ratio to {BASELINE}")
-    axis.set_title(f"Built-in model, T = 25, G = 12, {device}", loc="left", fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main() -> None:
     """Parse the command line, measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=1, help="prompts an iteration, of 12 images each")
+    parser.add_argument("--tunings", nargs="+", choices=TUNINGS, default=list(TUNINGS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--only", choices=RECIPES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error("--rounds: a spread needs two rounds or more")
     if arguments.only:
-        run_only(arguments.only, arguments.prompts)
+        run_only(arguments.only, arguments.prompts, arguments.tunings[0])
         return
-    rows = measure(arguments.rounds, arguments.prompts)
-    memory = {name: peak_memory(name, arguments.prompts) for name in RECIPES}
-    summary = summarise(rows, memory)
+    summaries = {}
+    for tuning in arguments.tunings:
+        rows = measure(arguments.rounds, arguments.prompts, tuning)
+        memory = {name: peak_memory(name, arguments.prompts, tuning) for name in RECIPES}
+        summaries[tuning] = summarise(rows, memory)
     report = {
         "device": device_name(), "versions": versions(), "rounds": arguments.rounds, "prompts": arguments.prompts,
-        "recipes": summary, "settings": {name: recipe_settings(name, 1).model_dump(mode="json") for name in RECIPES},
+        "recipes": summaries,
+        "settings": {
+            name: recipe_settings(name, arguments.prompts, arguments.tunings[0]).model_dump(mode="json")
+            for name in RECIPES
+        },
     }  # fmt: skip
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "recipes.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(summary, report["device"], arguments.results / "recipes.png")
-    for name, figures in summary.items():
-        print(f"{name:28} {figures['seconds']:7.2f} s  {figures['ratio_of_seconds']:.3f} of {BASELINE}")
+    draw(summaries, report["device"], arguments.results / "recipes.png")
+    for tuning, summary in summaries.items():
+        for name, figures in summary.items():
+            print(f"{tuning:5} {name:28} {figures['seconds']:7.2f} s  {figures['ratio_of_seconds']:.3f} of {BASELINE}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ class SamplingSettings(Section):
         description='Time shift of the σ grid (maths: σ = shift·s/(1+(shift−1)s)), or "model" for the model\'s own.',
     )
     guidance_scale: float = Field(
-        1.0, ge=1.0, le=30.0, description="Classifier-free guidance; 1 = guidance-free (half the cost an image)."
+        1.0, ge=1.0, le=30.0,
+        description="Guidance: classifier-free (1 = none, at half the cost), or the input of a model distilled for it.",
     )
     kernel: KernelName = Field("flow_sde", description="Transition kernel of the stochastic steps.")
     eta: float = Field(0.7, gt=0.0, le=1.0, description="Noise level η of the kernel.")

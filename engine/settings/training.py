@@ -47,7 +47,7 @@ class EvaluationSettings(Section):
     every: PositiveInt = Field(10, description="Iterations between evaluations; step 0 is the base model.")
     num_prompts: PositiveInt = Field(16, le=512, description="Held-out prompts drawn each time.")
     num_steps: int = Field(25, ge=1, le=200, description="Denoising steps (deterministic).")
-    guidance_scale: float = Field(1.0, ge=1.0, le=30.0, description="Classifier-free guidance; 1 = none.")
+    guidance_scale: float = Field(1.0, ge=1.0, le=30.0, description="Guidance, as in sampling; 1 = none.")
     seed: int = Field(1000, ge=0, description="Prompt i is drawn from seed + i, at every step the same.")
 
 

@@ -18,12 +18,6 @@ PEAK = 0.05
 
 
 @pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch, project_root: Path) -> None:
-    """Benchmarks are scripts: they import one another from their own folder."""
-    monkeypatch.syspath_prepend(str(project_root / "benchmarks"))
-
-
-@pytest.fixture
 def flux_step(benchmarks: None) -> ModuleType:
     return importlib.import_module("flux_step")
 
