@@ -37,4 +37,10 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         classifier_free_guidance=False,
         needs_folder=True,
     ),
+    "sd3": ModelInfo(
+        "Stable Diffusion 3 and 3.5 (medium, large)",
+        "Photographs to illustrations at a megapixel; 2 to 8 billion weights in a folder of your own, and a GPU.",
+        1024,
+        needs_folder=True,
+    ),
 }

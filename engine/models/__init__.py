@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from engine.builtin import WEIGHTS
 from engine.models.base import PromptEmbeddings, TextToImage
@@ -15,13 +16,16 @@ from engine.models.flux import Flux
 from engine.models.stable_diffusion_3 import StableDiffusion3
 from engine.settings import ModelName, ModelSettings
 
-__all__ = ["MODELS", "PromptEmbeddings", "TextToImage", "load_model", "model_folder"]
+__all__ = ["MODELS", "PromptEmbeddings", "TextToImage", "guidance_arguments", "load_model", "model_folder"]
 
 MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
     "builtin": StableDiffusion3,
     "flux": Flux.from_folder,
+    "sd3": StableDiffusion3,
 }
 OWN_WEIGHTS: dict[ModelName, Path] = {"builtin": WEIGHTS}
+# What a plain pipeline call is told for a guidance scale, where that is not `guidance_scale`.
+GUIDANCE_ARGUMENTS: dict[ModelName, Callable[[float], dict[str, Any]]] = {}
 
 
 def model_folder(model: ModelSettings) -> Path:
@@ -42,3 +46,10 @@ def model_folder(model: ModelSettings) -> Path:
 def load_model(model: ModelSettings) -> TextToImage:
     """The model the settings name, on the CPU. Raises ValueError if its folder is not one, or not of that family."""
     return MODELS[model.name](model_folder(model), model)
+
+
+def guidance_arguments(name: ModelName, guidance_scale: float) -> dict[str, Any]:
+    """Arguments by which a plain diffusers call draws with the guidance that `velocity` follows at this scale."""
+    if name in GUIDANCE_ARGUMENTS:
+        return GUIDANCE_ARGUMENTS[name](guidance_scale)
+    return {"guidance_scale": guidance_scale}

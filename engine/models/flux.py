@@ -12,7 +12,6 @@ and the guidance scale to bfloat16 before it embeds them, as it does in its own 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -20,12 +19,18 @@ from typing import Any, Self
 import numpy as np
 import torch
 from diffusers import FluxPipeline
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
-from torch.nn import functional
 
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
-from engine.models.pipelines import decode_latents, freeze, release_encoders
+from engine.models.pipelines import (
+    decode_latents,
+    freeze,
+    load_pipeline,
+    release_encoders,
+    resolution_shift,
+    shifted_sigmas,
+)
+from engine.models.tokens import from_tokens, to_tokens
 from engine.settings import ModelSettings
 
 _PACKED = 2  # latents a side of a token
@@ -53,16 +58,7 @@ class Flux:
     @classmethod
     def from_folder(cls, folder: Path, settings: ModelSettings) -> Self:
         """The pipeline in a folder as `save_pretrained` writes it. Raises ValueError if it is another family's."""
-        found = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
-        if found != FluxPipeline.__name__:
-            raise ValueError(f"{folder} holds a {found}, but flux needs a FluxPipeline; check model.folder.")
-        weights = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-        pipeline = FluxPipeline.from_pretrained(
-            folder, dtype={"default": weights, "vae": torch.float32}, local_files_only=True
-        )
-        # A megapixel takes gigabytes to decode: one image at a time.
-        pipeline.vae.enable_slicing()
-        return cls(pipeline, settings.resolution)
+        return cls(load_pipeline(FluxPipeline, folder, settings), settings.resolution)
 
     def to(self, device: torch.device) -> None:
         """Move every part to a device."""
@@ -90,12 +86,8 @@ class Flux:
 
         dev and Krea: σ' = e^μ/(e^μ + 1/σ − 1), μ linear in the number of image tokens. schnell: not shifted.
         """
-        scheduler = self.pipeline.scheduler
-        num_tokens = (self._latent_side // _PACKED) ** 2
-        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        mu = calculate_shift(num_tokens, *(scheduler.config[name] for name in names))
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / num_steps, num_steps), mu=mu)
-        return scheduler.sigmas.double().cpu()
+        scheduler, num_tokens = self.pipeline.scheduler, (self._latent_side // _PACKED) ** 2
+        return shifted_sigmas(scheduler, num_steps, resolution_shift(scheduler, num_tokens))
 
     def velocity(
         self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
@@ -107,7 +99,7 @@ class Flux:
         batch, height, width = len(latents), latents.shape[2] // _PACKED, latents.shape[3] // _PACKED
         text = embeddings.rows(rows)
         predicted = self.transformer(
-            hidden_states=functional.pixel_unshuffle(latents, _PACKED).flatten(2).transpose(1, 2),
+            hidden_states=to_tokens(latents, _PACKED),
             encoder_hidden_states=text["tokens"],
             pooled_projections=text["pooled"],
             timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
@@ -116,8 +108,7 @@ class Flux:
             txt_ids=torch.zeros(text["tokens"].shape[1], 3, device=latents.device),
             return_dict=False,
         )[0]
-        grid = predicted.float().transpose(1, 2).unflatten(2, (height, width))
-        return functional.pixel_shuffle(grid, _PACKED)
+        return from_tokens(predicted, height, width, _PACKED)
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """uint8 images (N, H, W, 3)."""

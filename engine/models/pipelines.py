@@ -1,12 +1,67 @@
-"""What every adapter does with its diffusers pipeline: freeze it, and turn latents into pixels as it would."""
+"""What every adapter does with its diffusers pipeline: open and freeze it, and turn latents into pixels as it would."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from engine.settings import ModelSettings
+
+
+def load_pipeline(kind: type, folder: Path, settings: ModelSettings) -> Any:
+    """A published family's pipeline, its frozen weights in the precision of the arithmetic, all but the autoencoder's.
+
+    Images are decoded one at a time: a megapixel takes gigabytes. Raises ValueError if the folder holds another class.
+    """
+    check_class(kind, folder, settings)
+    weights = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+    pipeline = open_pipeline(folder, {"default": weights, "vae": torch.float32})
+    pipeline.vae.enable_slicing()
+    return pipeline
+
+
+def check_class(kind: type, folder: Path, settings: ModelSettings) -> None:
+    """Raise ValueError, saying what to change, if a pipeline folder holds another class than a family needs."""
+    found = _index(folder).get("_class_name")
+    if found != kind.__name__:
+        raise ValueError(f"{folder} holds a {found}, but {settings.name} needs a {kind.__name__}; check model.folder.")
+
+
+def open_pipeline(folder: Path, dtype: torch.dtype | dict[str, torch.dtype], **parts: Any) -> Any:
+    """A pipeline folder as `save_pretrained` writes it, by diffusers' own code, with these parts in place of its own.
+
+    What that code cannot open by itself is seen to: parts that are missing on purpose, as Stable Diffusion 3's T5 often
+    is, and a processor of text and images that needs torchvision, in whose place its tokenizer does all a text needs.
+    """
+    index = _index(folder)
+    absent = {name: None for name, value in index.items() if isinstance(value, list) and not value[0]}
+    named = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] == "transformers"}
+    unusable = [name for name, kind in named.items() if _needs_more(kind)]
+    replaced = dict.fromkeys(unusable)
+    pipeline = DiffusionPipeline.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, **(absent | replaced | parts)
+    )
+    for name in set(unusable) - set(parts):
+        pipeline.register_modules(**{name: AutoTokenizer.from_pretrained(folder / name, local_files_only=True)})
+    return pipeline
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+
+
+def _needs_more(kind: str) -> bool:
+    """Whether a processor of transformers wants a library that is not here."""
+    return kind.endswith("Processor") and hasattr(getattr(transformers, kind), "_backends")
 
 
 def freeze(pipeline: Any) -> None:
@@ -24,9 +79,25 @@ def release_encoders(pipeline: Any) -> None:
             setattr(pipeline, name, None)
 
 
+def resolution_shift(scheduler: Any, num_tokens: int) -> float:
+    """μ of a resolution of `num_tokens` image tokens, by the scheduler's line: σ' = e^μ/(e^μ + 1/σ − 1)."""
+    defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    return calculate_shift(num_tokens, *(scheduler.config.get(name, value) for name, value in defaults.items()))
+
+
+def shifted_sigmas(scheduler: Any, num_steps: int, mu: float) -> Tensor:
+    """The grid (T+1,) from T equal steps of 1 to 1/T, then 0; shifted by μ, or else as the scheduler's config says."""
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / num_steps, num_steps), mu=mu)
+    return scheduler.sigmas.double().cpu()
+
+
 @torch.no_grad()
 def decode_latents(vae: Any, latents: Tensor) -> np.ndarray:
     """uint8 images (N, H, W, 3) of latents (N, C, h, w), by an AutoencoderKL with a scaling and a shift factor."""
-    images = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+    return to_pixels(vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0])
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """uint8 images (N, H, W, 3) of an autoencoder's (N, 3, H, W) in [−1, 1]."""
     scaled = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return (scaled * 255).round().astype(np.uint8)

@@ -6,7 +6,6 @@ Deviation from the pipeline's arithmetic: zero padding in T5's place is computed
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,19 @@ from torch import Tensor
 
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.padding import count_padding, shorten_padding
-from engine.models.pipelines import decode_latents, freeze, release_encoders
+from engine.models.pipelines import (
+    check_class,
+    decode_latents,
+    freeze,
+    load_pipeline,
+    open_pipeline,
+    release_encoders,
+    resolution_shift,
+)
 from engine.settings import ModelSettings
+
+# Of SD3.5 medium: its first blocks have a second attention, of the image tokens alone.
+_SECOND_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 
 class StableDiffusion3:
@@ -27,20 +37,20 @@ class StableDiffusion3:
 
     Args:
         folder: a pipeline folder as `save_pretrained` writes it.
-        settings: the resolution; weights are float32 whatever the precision of the arithmetic.
+        settings: the resolution, and the precision of the frozen weights; the built-in model's are always float32.
 
-    Raises ValueError if the model cannot draw at that resolution.
+    Raises ValueError if the folder holds another class, or the model cannot draw at that resolution.
     """
 
     lora_targets: Sequence[str] = JOINT_ATTENTION_LORA_TARGETS
 
     def __init__(self, folder: Path, settings: ModelSettings) -> None:
-        self.pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, **_absent_parts(folder)
-        )
+        self.pipeline: Any = _pipeline(folder, settings)
         freeze(self.pipeline)
         self.transformer: Any = self.pipeline.transformer
         self.device = torch.device("cpu")
+        if self.transformer.config.dual_attention_layers:
+            self.lora_targets = (*JOINT_ATTENTION_LORA_TARGETS, *_SECOND_ATTENTION)
         self._num_padding = 1
         self._latent_side = self._side_of(settings.resolution)
 
@@ -72,8 +82,11 @@ class StableDiffusion3:
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The scheduler's own grid (T+1,), as a plain pipeline call with num_inference_steps = T uses it."""
-        self.pipeline.scheduler.set_timesteps(num_steps)
-        return self.pipeline.scheduler.sigmas.double().cpu()
+        scheduler = self.pipeline.scheduler
+        num_tokens = (self._latent_side // self.transformer.config.patch_size) ** 2
+        is_shifted = scheduler.config.get("use_dynamic_shifting")
+        scheduler.set_timesteps(num_steps, **({"mu": resolution_shift(scheduler, num_tokens)} if is_shifted else {}))
+        return scheduler.sigmas.double().cpu()
 
     def velocity(
         self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
@@ -112,7 +125,9 @@ class StableDiffusion3:
         return resolution // pixels
 
 
-def _absent_parts(folder: Path) -> dict[str, None]:
-    """What diffusers must be told is missing on purpose: SD3 is often saved without its T5 encoder."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    return {part: None for part in ("text_encoder_3", "tokenizer_3") if not (index.get(part) or [None])[0]}
+def _pipeline(folder: Path, settings: ModelSettings) -> Any:
+    """The pipeline of `sd3`, or the built-in model's: so small that it needs none of the care for memory."""
+    if settings.name == "sd3":
+        return load_pipeline(StableDiffusion3Pipeline, folder, settings)
+    check_class(StableDiffusion3Pipeline, folder, settings)
+    return open_pipeline(folder, torch.float32)

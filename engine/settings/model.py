@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.settings.section import Section
 
-ModelName = Literal["builtin", "flux"]
+ModelName = Literal["builtin", "flux", "sd3"]
 
 
 class ModelSettings(Section):
@@ -26,6 +26,6 @@ class ModelSettings(Section):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Precision of the transformer's arithmetic, and of FLUX's frozen weights; log-probabilities and "
-        "trained weights are always float32.",
+        description="Precision of the transformer's arithmetic, and of frozen weights (not the built-in model's); "
+        "log-probabilities and trained weights are always float32.",
     )

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from engine.artifacts.export.base import BaseModelRelation
 from engine.artifacts.export.header import header
 from engine.artifacts.export.source import ExportError, ExportSource
 from engine.artifacts.tensor_files import tensor_sha256, write_tensors
+from engine.models.pipelines import open_pipeline
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
@@ -41,7 +41,7 @@ class DiffusersLora:
 
     def load(self, base: Path, folder: Path) -> Any:
         """The base pipeline with the adapter."""
-        pipeline = DiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+        pipeline = open_pipeline(base, torch.float32)
         pipeline.load_lora_weights(folder)
         return pipeline
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from diffusers.models import AutoModel
 from safetensors.torch import load_file
 
@@ -20,6 +20,7 @@ from engine.artifacts.export.header import header
 from engine.artifacts.export.source import ExportSource
 from engine.artifacts.export.tuned import tuned_model
 from engine.artifacts.tensor_files import tensor_sha256, write_tensors
+from engine.models.pipelines import open_pipeline
 
 SUBFOLDER = "transformer"
 
@@ -48,9 +49,7 @@ class Merged:
         transformer: ModelMixin = AutoModel.from_pretrained(
             str(folder), subfolder=SUBFOLDER, dtype=torch.float32, local_files_only=True
         )
-        return DiffusionPipeline.from_pretrained(
-            base, transformer=transformer, dtype=torch.float32, local_files_only=True
-        )
+        return open_pipeline(base, torch.float32, transformer=transformer)
 
     def how_to_load(self, base_path: str) -> str:
         """Python for the model card."""

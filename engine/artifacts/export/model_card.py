@@ -16,7 +16,7 @@ def model_card(source: ExportSource, kind: ExportFormat, verification: Verificat
     """Markdown with the metadata a model hub reads; `images` are files beside it that show the run's first prompts."""
     settings = source.public_settings()
     rewards = ", ".join(f"{reward.key} × {reward.weight:g}" for reward in settings.rewards)
-    arguments = "\n".join(f"    {name}={value:g}," for name, value in source.call.items())
+    arguments = "\n".join(f"    {name}={_literal(value)}," for name, value in source.call.items())
     average = ", as a running average of the weights" if source.averaged else ""
     return f"""---
 {yaml.safe_dump(_metadata(source, kind, images), sort_keys=False, allow_unicode=True).rstrip()}
@@ -52,6 +52,11 @@ That is the first tile of the run's gallery. {_checked(verification)}
 
 Versions: {", ".join(f"{name} {version}" for name, version in source.manifest.versions.items())}.
 """
+
+
+def _literal(value: object) -> str:
+    """An argument of a call in Python; numbers without needless digits."""
+    return f"{value:g}" if isinstance(value, int | float) else repr(value)
 
 
 def _metadata(source: ExportSource, kind: ExportFormat, images: Sequence[str]) -> dict[str, object]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from engine.artifacts.manifest import Manifest, find_checkpoint
 from engine.artifacts.trained import read_trained
 from engine.events import SamplesDrawn, Started, parse_event
-from engine.models import model_folder
+from engine.models import guidance_arguments, model_folder
 from engine.settings import RunSettings
 from engine.settings_text import read_settings
 
@@ -60,11 +61,12 @@ class ExportSource:
         return self.base_name if self.settings.model.folder else "engine/builtin/weights"
 
     @property
-    def call(self) -> dict[str, float]:
+    def call(self) -> dict[str, Any]:
         """Arguments, besides prompt and generator, of the plain pipeline call that draws a tile of the gallery."""
-        evaluation, side = self.settings.evaluation, self.settings.model.resolution
-        size = {"height": side, "width": side} if side else {}
-        return size | {"num_inference_steps": evaluation.num_steps, "guidance_scale": evaluation.guidance_scale}
+        evaluation, model = self.settings.evaluation, self.settings.model
+        size = {"height": model.resolution, "width": model.resolution} if model.resolution else {}
+        guidance = guidance_arguments(model.name, evaluation.guidance_scale)
+        return size | {"num_inference_steps": evaluation.num_steps} | guidance
 
     def public_settings(self) -> RunSettings:
         """The settings without the folders of the machine that they were used on."""

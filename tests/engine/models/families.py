@@ -1,0 +1,89 @@
+"""Published families by name: a tiny pipeline of each, and how its plain call is asked for guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from engine.models import TextToImage, guidance_arguments, load_model
+from engine.sampling.rollout import sample_ode
+from engine.settings import ModelName, ModelSettings
+from tests.engine.models import tiny_pipelines
+
+PROMPTS = ["a red circle", "a blue star left of a green square and a large white square"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One variant of a family.
+
+    Attributes:
+        make: gives its tiny pipeline.
+        scales: guidance scales that it draws with; the last is trained with.
+        side: pixels a side.
+    """
+
+    name: ModelName
+    make: Callable[[], DiffusionPipeline]
+    scales: tuple[float, ...]
+    side: int = 32
+
+    def settings(self, folder: Path, **changes: Any) -> ModelSettings:
+        """Names the folder."""
+        own = {"name": self.name, "folder": str(folder), "resolution": self.side}
+        return ModelSettings.model_validate(own | changes)
+
+
+FAMILIES: dict[str, Family] = {
+    "SD3": Family("sd3", tiny_pipelines.stable_diffusion_3, (1.0, 4.0)),
+    "SD3.5 medium": Family("sd3", tiny_pipelines.stable_diffusion_3_5_medium, (1.0, 4.0)),
+    "SD3.5 medium without T5": Family("sd3", lambda: tiny_pipelines.stable_diffusion_3_5_medium(False), (4.0,)),
+    "SD3.5 large": Family("sd3", tiny_pipelines.stable_diffusion_3_5_large, (4.0,)),
+}
+
+
+def call(
+    family: Family, pipeline: Any, prompts: str | list[str], num_steps: int, scale: float, seed: int
+) -> np.ndarray:
+    """uint8 images of a plain pipeline call."""
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompt=prompts, num_inference_steps=num_steps, height=family.side, width=family.side,
+        generator=torch.Generator().manual_seed(seed), **plain_arguments(family, prompts, scale),
+    ).images  # fmt: skip
+    return np.stack([np.asarray(image) for image in images])
+
+
+def plain_arguments(family: Family, prompts: str | list[str], scale: float) -> dict[str, Any]:
+    """What a call is told of guidance, the negative prompt once a prompt."""
+    arguments = guidance_arguments(family.name, scale)
+    if "negative_prompt" in arguments and isinstance(prompts, list):
+        arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
+    return arguments
+
+
+def draw(model: TextToImage, prompts: list[str], num_steps: int, scale: float, seed: int) -> np.ndarray:
+    """uint8 images of the engine, all of its steps an Euler step, all prompts in one forward."""
+    embeddings = model.encode(prompts)
+    latents = sample_ode(
+        lambda x, sigma, rows: model.velocity(x, sigma, embeddings, rows, scale).detach(),
+        model.noise(torch.Generator().manual_seed(seed), len(prompts)), torch.arange(len(prompts)),
+        tuple(model.sigmas(num_steps).tolist()), micro_batch=len(prompts),
+    )  # fmt: skip
+    return model.decode(latents)
+
+
+def open_model(family: Family, folder: Path, **changes: Any) -> TextToImage:
+    """The engine's model of a folder."""
+    return load_model(family.settings(folder, **changes))
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> int:
+    """The largest difference of a pixel."""
+    return int(np.abs(first.astype(int) - second.astype(int)).max())
