@@ -31,7 +31,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "learning"
-NUM_HELD_OUT = 96
+NUM_HELD_OUT, NUM_EVALUATIONS = 96, 8
 NUM_SHOWN = 12
 
 
@@ -58,7 +58,8 @@ def learn(settings: RunSettings, out: Path) -> dict[str, Any]:
 def measure(preset: str, seeds: list[int], changes: dict[str, Any], results: Path) -> None:
     """Run a preset for every seed, and write table, curves and grid after each."""
     base = PRESETS[preset].make().model_dump()
-    base = _merged(base, {"evaluation": {"num_prompts": NUM_HELD_OUT}}, changes)
+    looks = {"every": max(10, base["iterations"] // NUM_EVALUATIONS), "num_prompts": NUM_HELD_OUT}
+    base = _merged(base, {"evaluation": looks}, changes)
     results.mkdir(parents=True, exist_ok=True)
     runs = _runs_of_other_seeds(results / f"{preset}.json", RunSettings.model_validate(base), seeds)
     for seed in seeds:

@@ -103,26 +103,24 @@ def builtin_vividness() -> RunSettings:
 
 def builtin_balance() -> RunSettings:
     """Vividness held in balance by composition: what several rewards are for. The demo run."""
-    settings = _builtin(120) | _EVERY_LAYER
+    settings = _builtin(160) | _every_layer(learning_rate=6e-4)
     # Summed first: where all images of a prompt are right, tiny differences must not count as a mistake elsewhere does.
     settings["grpo"] |= {"reward_mix": "reward"}
-    return RunSettings.model_validate(
-        settings | {"rewards": [{"name": "vividness"}, {"name": "composition", "weight": 0.78}]}
-    )
+    # The two pull apart: at a constant rate the policy swings between them, and at a falling one it settles.
+    settings["optimiser"] |= {"schedule": "linear", "decay_start": 0.4}
+    return RunSettings.model_validate(settings | {"rewards": [{"name": "vividness"}, {"name": "composition"}]})
 
 
 def builtin_composition() -> RunSettings:
     """Composition alone, every linear layer adapted: pictures that show what the prompt asks."""
     return RunSettings.model_validate(
-        _builtin(60) | _EVERY_LAYER | {"rewards": [{"name": "composition"}]}
+        _builtin(60) | _every_layer(learning_rate=5e-4) | {"rewards": [{"name": "composition"}]}
     )
 
 
-# Composition needs more of the model than the blocks, at a slower and averaged pace.
-_EVERY_LAYER: dict[str, Any] = {
-    "tuning": {"layers": "all"},
-    "optimiser": {"learning_rate": 5e-4, "ema_decay": 0.9},
-}
+def _every_layer(learning_rate: float) -> dict[str, Any]:
+    """Composition needs more of the model than the blocks, at a slower and averaged pace."""
+    return {"tuning": {"layers": "all"}, "optimiser": {"learning_rate": learning_rate, "ema_decay": 0.9}}
 
 
 def _builtin(iterations: int) -> dict[str, Any]:
