@@ -33,6 +33,8 @@ class Config(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the workbench listens on.")
     port: int = Field(8501, ge=1, le=65535, description="Port the workbench listens on.")
 
+    reward_functions: bool = Field(False, description="Runs made in the workbench may name Python functions.")
+
     lease_seconds: Seconds = Field(60.0, description="A job whose worker is silent this long goes to another.")
     heartbeat_seconds: Seconds = Field(10.0, description="Between two heartbeats.")
     heartbeat_loss_seconds: Seconds = Field(40.0, description="A worker that cannot heartbeat so long ends its engine.")

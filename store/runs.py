@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from store import jobs
 from store.prompt_sets import checked_name
 from store.tables import Checkpoint, Export, Job, Metric, PromptSet, Run
 
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 RunState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
@@ -60,15 +62,28 @@ def create_run(
     settings: RunSettings,
     prompt_set_id: str | None = None,
     is_demo: bool = False,
+    functions_allowed: bool = False,
 ) -> Run:
     """A run and its queued job (`job_of` names it); ring for it after the commit.
 
-    Raises ValueError for a bad name, an unknown prompt set, or settings that name, or need, files of the server's.
+    Raises ValueError for a bad name, an unknown prompt set, or settings that name, or need, files or code of the
+    server's. `functions_allowed` is the operator's word on code.
     """
     if settings.prompts.file is not None or settings.prompts.evaluation_file is not None:
         raise ValueError("prompts.file and prompts.evaluation_file cannot be used here; upload a prompt set instead.")
     if settings.model.folder is not None:
         raise ValueError("model.folder cannot be used here; start such a run with `palate train`.")
+    for reward in settings.rewards:
+        if reward.function is not None and not functions_allowed:
+            raise ValueError(
+                "The reward function runs Python code, so it cannot be used here; start such a run with "
+                "`palate train`, or have the operator set PALATE_REWARD_FUNCTIONS=true."
+            )
+        if reward.weights is not None and not _HUB_ID.fullmatch(reward.weights):
+            raise ValueError(
+                f"The reward {reward.key} names a folder of the server in `weights`, which cannot be used here; name a "
+                "hub's id, such as OWNER/NAME, or start such a run with `palate train`."
+            )
     if MODEL_INFO[settings.model.name].needs_folder:
         raise ValueError(
             f"The model {settings.model.name} comes without weights, and model.folder cannot be used here; start such "

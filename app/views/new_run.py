@@ -111,7 +111,8 @@ def launch(name: str, settings: RunSettings, prompt_set_id: str | None) -> None:
     """Make the run, ring for a worker, and go to its page; or say what is wrong."""
     try:
         with database().write() as session:
-            run_id = create_run(session, name=name, settings=settings, prompt_set_id=prompt_set_id).id
+            run_id = create_run(session, name=name, settings=settings, prompt_set_id=prompt_set_id,
+                                functions_allowed=config().reward_functions).id
             job_id = job_of(session, run_id)
     except ValueError as error:
         st.error(str(error), icon=":material/error:")

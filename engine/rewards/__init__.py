@@ -14,7 +14,10 @@ import torch
 from engine.rewards.base import Pixels, Reward, ScoredBatch, Scores, score_all
 from engine.rewards.composition import Composition
 from engine.rewards.compressibility import Compressibility
+from engine.rewards.function import UserFunction
 from engine.rewards.incompressibility import Incompressibility
+from engine.rewards.ocr import Ocr
+from engine.rewards.safety import Safety
 from engine.rewards.vividness import Vividness
 from engine.settings import RewardName, RewardSettings
 
@@ -27,6 +30,9 @@ REWARDS: dict[RewardName, MakeReward] = {
     "vividness": lambda settings, device: Vividness(),
     "compressibility": lambda settings, device: Compressibility(),
     "incompressibility": lambda settings, device: Incompressibility(),
+    "ocr": lambda settings, device: Ocr(),
+    "safety": lambda settings, device: Safety(),
+    "function": lambda settings, device: UserFunction(settings.function or ""),
 }
 
 

@@ -10,7 +10,15 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from engine.settings.section import PositiveInt, Section
 
-RewardName = Literal["composition", "vividness", "compressibility", "incompressibility"]
+RewardName = Literal[
+    "composition",
+    "vividness",
+    "compressibility",
+    "incompressibility",
+    "ocr",
+    "safety",
+    "function",
+]
 
 
 class ServerSettings(Section):
@@ -133,9 +141,9 @@ REWARD_OPTIONS: Mapping[str, frozenset[RewardName]] = {
     "revision": frozenset(),
     "server": frozenset(),
     "judge": frozenset(),
-    "function": frozenset(),
+    "function": frozenset({"function"}),
 }
 """Which rewards have each option; `label` and `gate` are for all."""
 
-_NEEDED: Mapping[str, frozenset[RewardName]] = {}
+_NEEDED: Mapping[str, frozenset[RewardName]] = {"function": frozenset({"function"})}
 """Which of them cannot do without it."""

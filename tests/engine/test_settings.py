@@ -49,6 +49,8 @@ def test_other_settings_have_another_digest() -> None:
         ("rewards: [{name: vividness, label: a}, {name: composition, label: a}]", "may be named once"),
         ("rewards: [{name: vividness, label: composition}]", "`label` is the name of another reward"),
         ("rewards: [{name: vividness, weights: there}]", "the reward vividness takes no `weights`; remove it."),
+        ("rewards: [{name: function}]", "the reward function needs `function`; add it."),
+        ("rewards: [{name: function, function: 'os; x'}]", "`rewards.0.function`"),
         ("rewards: [{name: vividness, function: mine}]", "the reward vividness takes no `function`; remove it."),
         ("rewards: [{name: vividness, server: {url: 'http://x'}}]", "the reward vividness takes no `server`"),
         ("rewards: [{name: vividness, server: {url: 'file:///etc'}}]", "give an http:// or https:// address"),

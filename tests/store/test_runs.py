@@ -103,3 +103,11 @@ def test_workers_come_and_go(either_database: Database, either_config: Config) -
         assert [worker.name for worker in presence.list_workers(session)] == ["a worker"]
         presence.forget_silent_workers(session, -1)
         assert presence.list_workers(session) == []
+
+
+def test_a_run_made_here_names_no_code_and_no_folder(database: Database) -> None:
+    function = RunSettings.model_validate({"rewards": [{"name": "function", "function": "os:getpid"}]})
+    with database.write() as session:
+        with pytest.raises(ValueError, match=r"runs Python code.*PALATE_REWARD_FUNCTIONS"):
+            runs.create_run(session, name="mine", settings=function)
+        runs.create_run(session, name="mine", settings=function, functions_allowed=True)
