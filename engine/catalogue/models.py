@@ -43,4 +43,16 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         1024,
         needs_folder=True,
     ),
+    "chroma": ModelInfo(
+        "Chroma",
+        "FLUX.1 schnell made smaller and trained anew; 9 billion weights in a folder of your own, and a large GPU.",
+        1024,
+        needs_folder=True,
+    ),
+    "lumina2": ModelInfo(
+        "Lumina-Image 2.0",
+        "Photographs to illustrations at a megapixel; 2.6 billion weights in a folder of your own, and a GPU.",
+        1024,
+        needs_folder=True,
+    ),
 }

@@ -12,7 +12,9 @@ from typing import Any
 
 from engine.builtin import WEIGHTS
 from engine.models.base import PromptEmbeddings, TextToImage
+from engine.models.chroma import Chroma
 from engine.models.flux import Flux
+from engine.models.lumina2 import Lumina2
 from engine.models.stable_diffusion_3 import StableDiffusion3
 from engine.settings import ModelName, ModelSettings
 
@@ -22,6 +24,8 @@ MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
     "builtin": StableDiffusion3,
     "flux": Flux.from_folder,
     "sd3": StableDiffusion3,
+    "chroma": Chroma.from_folder,
+    "lumina2": Lumina2.from_folder,
 }
 OWN_WEIGHTS: dict[ModelName, Path] = {"builtin": WEIGHTS}
 # What a plain pipeline call is told for a guidance scale, where that is not `guidance_scale`.

@@ -30,7 +30,7 @@ from engine.models.pipelines import (
     resolution_shift,
     shifted_sigmas,
 )
-from engine.models.tokens import from_tokens, to_tokens
+from engine.models.tokens import from_tokens, to_tokens, token_positions
 from engine.settings import ModelSettings
 
 _PACKED = 2  # latents a side of a token
@@ -104,7 +104,7 @@ class Flux:
             pooled_projections=text["pooled"],
             timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
             guidance=self._guidance(guidance_scale, latents),
-            img_ids=_image_ids(height, width, latents.device),
+            img_ids=token_positions(height, width, latents.device),
             txt_ids=torch.zeros(text["tokens"].shape[1], 3, device=latents.device),
             return_dict=False,
         )[0]
@@ -124,11 +124,3 @@ class Flux:
                 "sampling.guidance_scale and evaluation.guidance_scale to 1."
             )
         return None
-
-
-def _image_ids(height: int, width: int, device: torch.device) -> Tensor:
-    """Positions (h·w, 3) of the image tokens: 0, row, column."""
-    ids = torch.zeros(height, width, 3, device=device)
-    ids[..., 1] = torch.arange(height, device=device)[:, None]
-    ids[..., 2] = torch.arange(width, device=device)
-    return ids.flatten(0, 1)

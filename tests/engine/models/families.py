@@ -15,6 +15,8 @@ from engine.models import TextToImage, guidance_arguments, load_model
 from engine.sampling.rollout import sample_ode
 from engine.settings import ModelName, ModelSettings
 from tests.engine.models import tiny_pipelines
+from tests.engine.models.tiny_chroma import chroma
+from tests.engine.models.tiny_lumina2 import lumina2
 
 PROMPTS = ["a red circle", "a blue star left of a green square and a large white square"]
 
@@ -45,6 +47,8 @@ FAMILIES: dict[str, Family] = {
     "SD3.5 medium": Family("sd3", tiny_pipelines.stable_diffusion_3_5_medium, (1.0, 4.0)),
     "SD3.5 medium without T5": Family("sd3", lambda: tiny_pipelines.stable_diffusion_3_5_medium(False), (4.0,)),
     "SD3.5 large": Family("sd3", tiny_pipelines.stable_diffusion_3_5_large, (4.0,)),
+    "Chroma": Family("chroma", chroma, (1.0, 4.0)),
+    "Lumina 2": Family("lumina2", lumina2, (1.0, 4.0), side=64),
 }
 
 

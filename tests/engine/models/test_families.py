@@ -25,6 +25,9 @@ from engine.train import train
 from engine.tuning import make_trainable
 from tests.engine.models.families import FAMILIES, PROMPTS, Family, call, difference, draw, open_model
 
+# Chroma's own code builds its positions by a name that diffusers has moved.
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+
 CPU = torch.device("cpu")
 LORA: dict[str, Any] = {"method": "lora", "rank": 4, "alpha": 8.0}
 FolderOf = Callable[[str], Path]
@@ -142,11 +145,11 @@ def test_a_lora_adapts_the_attention_and_feed_forward_of_every_block(
     family: Family, folder: Path, tiny_settings: RunSettings
 ) -> None:
     model = open_model(family, folder)
-    # What is left out of the blocks is modulation alone.
+    # What is left out of the blocks is modulation and, as in FLUX LoRAs, the feed-forward of single blocks.
     linear = {
         name for name, part in model.transformer.named_modules()
         if isinstance(part, nn.Linear) and name.split(".")[1:2] and name.split(".")[1].isdigit()
-        and not any(word in name for word in ("norm", "mod", "adaLN"))
+        and not any(word in name for word in ("norm", "mod", "adaLN", "proj_mlp", "proj_out"))
     }  # fmt: skip
     assert all(any(f".{name}".endswith(f".{target}") for name in linear) for target in model.lora_targets)
     names = make_trainable(model, tiny_settings.tuning, 0, keep_base=False).parameters
