@@ -55,4 +55,16 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         1024,
         needs_folder=True,
     ),
+    "qwen_image": ModelInfo(
+        "Qwen-Image",
+        "Images with much legible text, at a megapixel; 20 billion weights in a folder of your own, and a large GPU.",
+        1024,
+        needs_folder=True,
+    ),
+    "z_image": ModelInfo(
+        "Z-Image (base, Turbo)",
+        "Photographs at a megapixel from 6 billion weights; a folder of your own, and a GPU.",
+        1024,
+        needs_folder=True,
+    ),
 }

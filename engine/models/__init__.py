@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.builtin import WEIGHTS
+from engine.models import qwen_image, z_image
 from engine.models.base import PromptEmbeddings, TextToImage
 from engine.models.chroma import Chroma
 from engine.models.flux import Flux
 from engine.models.lumina2 import Lumina2
+from engine.models.qwen_image import QwenImage
 from engine.models.stable_diffusion_3 import StableDiffusion3
+from engine.models.z_image import ZImage
 from engine.settings import ModelName, ModelSettings
 
 __all__ = ["MODELS", "PromptEmbeddings", "TextToImage", "guidance_arguments", "load_model", "model_folder"]
@@ -26,10 +29,15 @@ MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
     "sd3": StableDiffusion3,
     "chroma": Chroma.from_folder,
     "lumina2": Lumina2.from_folder,
+    "qwen_image": QwenImage.from_folder,
+    "z_image": ZImage.from_folder,
 }
 OWN_WEIGHTS: dict[ModelName, Path] = {"builtin": WEIGHTS}
 # What a plain pipeline call is told for a guidance scale, where that is not `guidance_scale`.
-GUIDANCE_ARGUMENTS: dict[ModelName, Callable[[float], dict[str, Any]]] = {}
+GUIDANCE_ARGUMENTS: dict[ModelName, Callable[[float], dict[str, Any]]] = {
+    "qwen_image": qwen_image.guidance_arguments,
+    "z_image": z_image.guidance_arguments,
+}
 
 
 def model_folder(model: ModelSettings) -> Path:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.settings.section import Section
 
-ModelName = Literal["builtin", "flux", "sd3", "chroma", "lumina2"]
+ModelName = Literal["builtin", "flux", "sd3", "chroma", "lumina2", "qwen_image", "z_image"]
 
 
 class ModelSettings(Section):

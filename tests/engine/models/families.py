@@ -18,7 +18,11 @@ from tests.engine.models import tiny_pipelines
 from tests.engine.models.tiny_chroma import chroma
 from tests.engine.models.tiny_lumina2 import lumina2
 
-PROMPTS = ["a red circle", "a blue star left of a green square and a large white square"]
+# The second is longer than the 32 tokens to which Z-Image fills up every prompt.
+PROMPTS = [
+    "a red circle",
+    "a blue star left of a green square and a large white square above the small star and a red circle left of a star",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ FAMILIES: dict[str, Family] = {
     "SD3.5 large": Family("sd3", tiny_pipelines.stable_diffusion_3_5_large, (4.0,)),
     "Chroma": Family("chroma", chroma, (1.0, 4.0)),
     "Lumina 2": Family("lumina2", lumina2, (1.0, 4.0), side=64),
+    "Qwen-Image": Family("qwen_image", tiny_pipelines.qwen_image, (1.0, 4.0)),
+    "Z-Image": Family("z_image", lambda: tiny_pipelines.z_image(shift=6.0), (1.0, 4.0)),
+    "Z-Image Turbo": Family("z_image", tiny_pipelines.z_image, (1.0,)),
 }
 
 
@@ -56,6 +63,7 @@ def call(
     family: Family, pipeline: Any, prompts: str | list[str], num_steps: int, scale: float, seed: int
 ) -> np.ndarray:
     """uint8 images of a plain pipeline call."""
+    prompts = prompts if isinstance(prompts, str) else list(prompts)  # Z-Image writes over the list it is given
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         prompt=prompts, num_inference_steps=num_steps, height=family.side, width=family.side,

@@ -149,7 +149,7 @@ def test_a_lora_adapts_the_attention_and_feed_forward_of_every_block(
     linear = {
         name for name, part in model.transformer.named_modules()
         if isinstance(part, nn.Linear) and name.split(".")[1:2] and name.split(".")[1].isdigit()
-        and not any(word in name for word in ("norm", "mod", "adaLN", "proj_mlp", "proj_out"))
+        and not any(word in name for word in ("norm", "mod", "adaLN", "proj_mlp", "proj_out", "embed"))
     }  # fmt: skip
     assert all(any(f".{name}".endswith(f".{target}") for name in linear) for target in model.lora_targets)
     names = make_trainable(model, tiny_settings.tuning, 0, keep_base=False).parameters

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+)
 
 from tests.engine.models import tiny_tokenizers
 
@@ -27,7 +42,7 @@ def autoencoder(channels: int = 4) -> AutoencoderKL:
 def _clip(width: int, layers: int) -> CLIPTextModelWithProjection:
     config = CLIPTextConfig(
         vocab_size=64, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=2,
-        max_position_embeddings=24, projection_dim=width, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+        max_position_embeddings=32, projection_dim=width, pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
     return CLIPTextModelWithProjection(config).eval()
 
@@ -57,3 +72,65 @@ def stable_diffusion_3_5_medium(with_t5: bool = True) -> StableDiffusion3Pipelin
 def stable_diffusion_3_5_large() -> StableDiffusion3Pipeline:
     """Normalised queries and keys."""
     return stable_diffusion_3(qk_norm="rms_norm")
+
+
+def qwen_image() -> QwenImagePipeline:
+    """The scheduler is the published one: shifted by the resolution, and stretched to end at 0.02 before 0."""
+    text = {
+        "vocab_size": 640, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": _sections_rope(),
+        "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
+        "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192,
+            shift_terminal=0.02, time_shift_type="exponential",
+        ),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+            latents_mean=[-0.3, 0.2, 0.1, -0.1], latents_std=[1.2, 0.8, 1.5, 1.0],
+        ).eval(),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+        ).eval(),
+        tokenizer=tiny_tokenizers.qwen(),
+        transformer=QwenImageTransformer2DModel(
+            patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
+        ).eval(),
+    )  # fmt: skip
+
+
+def _sections_rope() -> dict[str, Any]:
+    return {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1000000.0}
+
+
+def z_image(shift: float = 3.0) -> ZImagePipeline:
+    """Turbo's shift is 3, the base model's 6."""
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=False, shift=shift), vae=autoencoder(),
+        text_encoder=Qwen3Model(Qwen3Config(num_hidden_layers=3, **_QWEN3)).eval(), tokenizer=tiny_tokenizers.qwen(),
+        transformer=_restless(
+            ZImageTransformer2DModel(
+                in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
+                axes_dims=[4, 6, 6], axes_lens=[128, 64, 64],
+            )
+        ).eval(),
+    )  # fmt: skip
+
+
+_QWEN3: dict[str, Any] = {
+    "vocab_size": 640, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024,
+}  # fmt: skip
+
+
+def _restless(transformer: ZImageTransformer2DModel) -> ZImageTransformer2DModel:
+    """Its padding tokens are zeros when it is made; trained ones are not."""
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)
+    return transformer

@@ -22,14 +22,14 @@ QWEN_TURNS = (
 
 
 def words() -> PreTrainedTokenizerFast:
-    """A token a word, at most 24, between a start and an end, as CLIP's."""
+    """A token a word, at most 32, between a start and an end, as CLIP's."""
     found = sorted({word for text in TEXTS for word in text.replace(",", "").split()})
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", "<start>", "<end>", *found])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<start>", eos_token="<end>",
-        model_max_length=24,
+        model_max_length=32,
     )  # fmt: skip
 
 
