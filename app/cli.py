@@ -22,6 +22,8 @@ app = typer.Typer(
     name="palate", help="Teach a flow-matching image model your taste.", no_args_is_help=True, add_completion=False,
     rich_markup_mode=None, pretty_exceptions_enable=False,
 )
+rewards_app = typer.Typer(help="Rewards: make their published weights ready.", no_args_is_help=True)
+app.add_typer(rewards_app, name="rewards")
 MISTAKE = 2
 
 # Options that `generate` and `evaluate` share.
@@ -161,6 +163,24 @@ def evaluate(
         guidance_scale=guidance, hybrid=hybrid, device=device, out=out,
     )  # fmt: skip
     raise typer.Exit(headless.evaluate(request))
+
+
+@rewards_app.command()
+def convert(
+    file: Annotated[
+        Path, typer.Argument(help="HPS_v2.1_compressed.pt, ImageReward.pt, an aesthetic head, or an open_clip CLIP.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the weights, to be named in a reward's `weights`.")],
+    reward: Annotated[
+        str | None, typer.Option(help="hpsv2 or clip_score, for a CLIP of open_clip whose file name does not say.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of what the file lacks (tokenizer, or a head's CLIP); without: the usual."),
+    ] = None,
+) -> None:
+    """Make a published checkpoint into safetensors, once; nothing in it is run."""
+    raise typer.Exit(headless.convert_reward(file, out, reward, base))
 
 
 def _request(kind: type[AnyRequest], **fields: Any) -> AnyRequest:

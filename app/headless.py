@@ -241,6 +241,13 @@ def evaluate(request: EvaluationRequest, *, engine: Sequence[str] = ()) -> int:
     return code
 
 
+def convert_reward(file: Path, out: Path, reward: str | None, base: str | None, *, engine: Sequence[str] = ()) -> int:
+    """Have the engine make a reward's checkpoint into a folder; returns the exit code."""
+    command = ["convert", "--file", str(file), "--out", str(out)]
+    command += ["--reward", reward] if reward is not None else []
+    return _call("conversion", [*command, *(["--base", base] if base is not None else [])], engine)
+
+
 def _call(what: str, arguments: Sequence[str], engine: Sequence[str]) -> int:
     """Run the engine to its end, its stdout shown; returns 0, or after a sentence 2 (a mistake) or 1 (a fault)."""
     command = [*(engine or (sys.executable, "-m", "engine.process")), *arguments]

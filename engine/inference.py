@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.artifacts.export.quiet import quiet_libraries
 from engine.artifacts.trained import TrainedWeights, locate_checkpoint, read_trained
 from engine.evaluation import Sample, draw, save_images
 from engine.models import TextToImage, load_model, model_folder
 from engine.models.velocity import prompt_velocity
+from engine.quiet import quiet_libraries
 from engine.reports import GENERATION_NAME, DrawingModel, DrawingSettings, DrawnImage, Generation
 from engine.requests import DrawingRequest, GenerationRequest
 from engine.run import device_name, find_device

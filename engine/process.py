@@ -3,6 +3,7 @@
 `python -m engine.process train --settings FILE --out DIR [--resume | --resume-from CHECKPOINT …] [--processes N]`
 `python -m engine.process export --run DIR --format NAME --out FILE [--checkpoint STEP]`
 `python -m engine.process generate|evaluate --request JSON` (engine/requests.py)
+`python -m engine.process convert --file CHECKPOINT --out DIR [--reward NAME] [--base DIR_OR_HUB_ID]`
 
 With several processes, the one that is started starts the run's ranks (engine/launch.py), each with this same command.
 
@@ -251,6 +252,19 @@ def run_evaluation(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_conversion(arguments: argparse.Namespace) -> int:
+    """Make a reward's published checkpoint into a folder that it loads; returns the exit code."""
+    from engine.rewards.conversion import convert  # noqa: PLC0415 - for this command alone
+
+    try:
+        made = convert(Path(arguments.file), Path(arguments.out), arguments.reward, arguments.base)
+    except (ValueError, OSError) as error:
+        return _report_mistake(error, None)
+    print(f"{made.folder} holds the weights of {made.reward}. Use them in a run's settings with\n"
+          f"  - {{name: {made.reward}, weights: {made.folder.resolve()}}}")  # fmt: skip
+    return 0
+
+
 def _show_progress(name: str, done: int, total: int) -> None:
     """A line that is rewritten on a terminal; elsewhere one line when all is drawn."""
     if sys.stdout.isatty():
@@ -299,6 +313,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     exporting.add_argument("--format", required=True)
     exporting.add_argument("--out", required=True)
     exporting.add_argument("--checkpoint", type=int, metavar="STEP")
+    converting = commands.add_parser("convert")
+    converting.add_argument("--file", required=True)
+    converting.add_argument("--out", required=True)
+    converting.add_argument("--reward")
+    converting.add_argument("--base", metavar="DIR_OR_HUB_ID")
     for name in ("generate", "evaluate"):
         commands.add_parser(name).add_argument("--request", required=True, metavar="JSON")
     return parser.parse_args(argv)
@@ -309,6 +328,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": run_export,
     "generate": run_generation,
     "evaluate": run_evaluation,
+    "convert": run_conversion,
 }
 
 

@@ -15,7 +15,10 @@ class RewardInfo:
 
     Attributes:
         range: the lowest and highest score there can be, or there usually are.
-        milliseconds_an_image: on two CPU cores, or of waiting for a server.
+        milliseconds_an_image: on two CPU cores, or of waiting for a server; of models that belong on a GPU reckoned
+            from their arithmetic at 100 GFLOP/s.
+        milliseconds_on_gpu: the same on a data-centre GPU in bfloat16, preparing a 1024×1024 image included; reckoned,
+            not measured; None = it computes on the CPU anyway.
         licence: of its weights, or of the code where it has none.
         size_mb: its weights on disk, in MB.
         memory_mb: what it takes of the memory of the device it computes on, in MB.
@@ -31,6 +34,7 @@ class RewardInfo:
     memory_mb: float = 0.0
     extra: str = ""
     modules: tuple[str, ...] = ()
+    milliseconds_on_gpu: float | None = None
 
 
 REWARD_INFO: dict[RewardName, RewardInfo] = {
@@ -83,5 +87,55 @@ REWARD_INFO: dict[RewardName, RewardInfo] = {
         (0.0, 1.0),
         10.0,
         licence="your own",
+    ),
+    "clip_score": RewardInfo(
+        "CLIP score",
+        "How well image and prompt agree: the cosine of their features in any CLIP model.",
+        (0.0, 0.5),
+        1700.0,
+        licence="MIT (OpenAI's CLIP ViT-L/14); other CLIPs have their own, DFN's is for research",
+        size_mb=1710.0,
+        memory_mb=1300.0,
+        milliseconds_on_gpu=15.0,
+    ),
+    "hpsv2": RewardInfo(
+        "HPS v2",
+        "Which image people prefer for the prompt, by Human Preference Score v2 or v2.1.",
+        (0.1, 0.4),
+        3400.0,
+        licence="Apache-2.0",
+        size_mb=1972.0,
+        memory_mb=2600.0,
+        milliseconds_on_gpu=20.0,
+    ),
+    "pickscore": RewardInfo(
+        "PickScore",
+        "Which image people would pick for the prompt, learnt from the choices in Pick-a-Pic.",
+        (15.0, 27.0),
+        3400.0,
+        licence="MIT (its repository)",
+        size_mb=3944.0,
+        memory_mb=2600.0,
+        milliseconds_on_gpu=18.0,
+    ),
+    "image_reward": RewardInfo(
+        "ImageReward",
+        "What people think of the image for its prompt: 0 is average, 1 one standard deviation better.",
+        (-2.5, 2.0),
+        1400.0,
+        licence="Apache-2.0",
+        size_mb=1790.0,
+        memory_mb=1500.0,
+        milliseconds_on_gpu=15.0,
+    ),
+    "aesthetic": RewardInfo(
+        "Aesthetics",
+        "How beautiful people find the image, whatever was asked for: LAION's predictor on CLIP ViT-L/14.",
+        (3.0, 8.0),
+        1600.0,
+        licence="Apache-2.0 (head), MIT (OpenAI's CLIP)",
+        size_mb=1220.0,
+        memory_mb=1000.0,
+        milliseconds_on_gpu=15.0,
     ),
 }

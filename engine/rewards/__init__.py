@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from engine.rewards.aesthetic import Aesthetic
 from engine.rewards.base import Pixels, Reward, ScoredBatch, Scores, score_all
+from engine.rewards.clip_score import ClipScore
 from engine.rewards.composition import Composition
 from engine.rewards.compressibility import Compressibility
 from engine.rewards.function import UserFunction
+from engine.rewards.hpsv2 import Hpsv2
+from engine.rewards.image_reward import ImageReward
 from engine.rewards.incompressibility import Incompressibility
 from engine.rewards.ocr import Ocr
+from engine.rewards.pickscore import PickScore
 from engine.rewards.safety import Safety
 from engine.rewards.vividness import Vividness
 from engine.settings import RewardName, RewardSettings
@@ -33,6 +38,11 @@ REWARDS: dict[RewardName, MakeReward] = {
     "ocr": lambda settings, device: Ocr(),
     "safety": lambda settings, device: Safety(),
     "function": lambda settings, device: UserFunction(settings.function or ""),
+    "clip_score": ClipScore.load,
+    "hpsv2": Hpsv2.load,
+    "pickscore": PickScore.load,
+    "image_reward": ImageReward.load,
+    "aesthetic": Aesthetic.load,
 }
 
 

@@ -18,6 +18,11 @@ RewardName = Literal[
     "ocr",
     "safety",
     "function",
+    "clip_score",
+    "hpsv2",
+    "pickscore",
+    "image_reward",
+    "aesthetic",
 ]
 
 
@@ -136,9 +141,11 @@ class RewardSettings(Section):
         return {name: value for name, value in to_data(self).items() if value is not None}
 
 
+_MODELS: frozenset[RewardName] = frozenset({"clip_score", "hpsv2", "pickscore", "image_reward", "aesthetic"})
+
 REWARD_OPTIONS: Mapping[str, frozenset[RewardName]] = {
-    "weights": frozenset(),
-    "revision": frozenset(),
+    "weights": _MODELS,
+    "revision": _MODELS,
     "server": frozenset(),
     "judge": frozenset(),
     "function": frozenset({"function"}),

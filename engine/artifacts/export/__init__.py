@@ -17,9 +17,9 @@ from engine.artifacts.export.base import ExportFormat
 from engine.artifacts.export.diffusers_lora import DiffusersLora
 from engine.artifacts.export.merged import Merged
 from engine.artifacts.export.model_card import model_card
-from engine.artifacts.export.quiet import quiet_libraries
 from engine.artifacts.export.source import ExportError, ExportSource, read_source
 from engine.artifacts.export.verification import Verification, in_words, verify_export
+from engine.quiet import quiet_libraries
 
 __all__ = ["EXPORT_FORMATS", "ExportError", "ExportReport", "export_run"]
 

@@ -1,4 +1,4 @@
-"""Loading without the libraries' bars and remarks: an export's last words are for a person."""
+"""Loading without the libraries' bars and remarks: what is said last is for a person."""
 
 from __future__ import annotations
 

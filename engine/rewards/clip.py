@@ -1,0 +1,81 @@
+"""How alike an image and its prompt are to a CLIP model: the cosine of their features, which several rewards build on.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+from engine.rewards.base import Pixels
+from engine.rewards.preprocessing import Preprocessing
+from engine.rewards.pretrained import Pretrained, precision_on
+
+BATCH_SIZE = 32
+"""Images that go through an encoder at a time."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model with its tokenizer and preprocessing, on its device."""
+
+    model: CLIPModel
+    tokenizer: Any
+    preprocessing: Preprocessing
+
+    @classmethod
+    def load(
+        cls, weights: Pretrained, device: torch.device, adjust: Callable[[Preprocessing], Preprocessing] | None = None
+    ) -> Clip:
+        """From weights of a transformers CLIP; `adjust` may change the preprocessing. Raises ValueError."""
+        config = weights.config("clip")
+        side = config.vision_config.image_size
+        preprocessing = weights.preprocessing(Preprocessing(side, side, side))
+        tokenizer = weights.tokenizer()
+        if len(tokenizer) > config.text_config.vocab_size:
+            raise weights.unusable(
+                f"the tokenizer knows {len(tokenizer)} tokens, the model {config.text_config.vocab_size}"
+            )
+        model = weights.model(CLIPModel, precision_on(device)).to(device)
+        return cls(model, tokenizer, adjust(preprocessing) if adjust else preprocessing)
+
+    def similarities(self, images: Pixels, prompts: Sequence[str]) -> Tensor:
+        """Cosines (N,), float32 on the CPU, of uint8 images (N, H, W, 3) and their prompts."""
+        distinct = list(dict.fromkeys(prompts))
+        texts = self.text_features(distinct)[[distinct.index(prompt) for prompt in prompts]]
+        return (self.image_features(images) * texts).sum(dim=-1).cpu()
+
+    @torch.inference_mode()
+    def image_features(self, images: Pixels) -> Tensor:
+        """Features (N, D) of length 1, float32, of uint8 images (N, H, W, 3)."""
+        return unit_length(in_batches(images, self._encode))
+
+    def _encode(self, images: Pixels) -> Tensor:
+        pixels = self.preprocessing(images).to(self.model.device, self.model.dtype)
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    @torch.inference_mode()
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """Features (P, D) of length 1, float32; what exceeds the model's tokens is cut off."""
+        tokens = self.tokenizer(
+            list(prompts), padding=True, truncation=True, return_tensors="pt",
+            max_length=self.model.config.text_config.max_position_embeddings,
+        ).to(self.model.device)  # fmt: skip
+        output = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return unit_length(output.pooler_output)
+
+
+def in_batches(images: Pixels, encode: Callable[[Pixels], Tensor]) -> Tensor:
+    """What `encode` gives (N, …) for uint8 images (N, H, W, 3), a few images at a time."""
+    return torch.cat([encode(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)])
+
+
+def unit_length(features: Tensor) -> Tensor:
+    """Features (N, D) scaled to length 1, in float32."""
+    return torch.nn.functional.normalize(features.float(), dim=-1)
