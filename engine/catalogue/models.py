@@ -67,4 +67,17 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         1024,
         needs_folder=True,
     ),
+    "sana": ModelInfo(
+        "SANA and SANA 1.5",
+        "Fast at a megapixel and above; 0.6 to 4.8 billion weights in a folder of your own, and a GPU.",
+        1024,
+        needs_folder=True,
+    ),
+    "hunyuan_image": ModelInfo(
+        "HunyuanImage 2.1",
+        "Four megapixels, and words in quotes drawn as text; 17 billion weights in a folder of your own, and a very "
+        "large GPU.",
+        2048,
+        needs_folder=True,
+    ),
 }

@@ -15,8 +15,10 @@ from engine.models import qwen_image, z_image
 from engine.models.base import PromptEmbeddings, TextToImage
 from engine.models.chroma import Chroma
 from engine.models.flux import Flux
+from engine.models.hunyuan_image import HunyuanImage
 from engine.models.lumina2 import Lumina2
 from engine.models.qwen_image import QwenImage
+from engine.models.sana import Sana
 from engine.models.stable_diffusion_3 import StableDiffusion3
 from engine.models.z_image import ZImage
 from engine.settings import ModelName, ModelSettings
@@ -31,12 +33,18 @@ MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
     "lumina2": Lumina2.from_folder,
     "qwen_image": QwenImage.from_folder,
     "z_image": ZImage.from_folder,
+    "sana": Sana.from_folder,
+    "hunyuan_image": HunyuanImage.from_folder,
 }
 OWN_WEIGHTS: dict[ModelName, Path] = {"builtin": WEIGHTS}
 # What a plain pipeline call is told for a guidance scale, where that is not `guidance_scale`.
 GUIDANCE_ARGUMENTS: dict[ModelName, Callable[[float], dict[str, Any]]] = {
     "qwen_image": qwen_image.guidance_arguments,
     "z_image": z_image.guidance_arguments,
+    # By default SANA draws at the nearest of its own sizes, and scales.
+    "sana": lambda scale: {"guidance_scale": scale, "use_resolution_binning": False},
+    # Of the distilled model; the other has its scale in its guider (engine/models/plain_calls.py).
+    "hunyuan_image": lambda scale: {"distilled_guidance_scale": scale},
 }
 
 

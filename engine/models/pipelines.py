@@ -113,3 +113,18 @@ def to_pixels(images: Tensor) -> np.ndarray:
     """uint8 images (N, H, W, 3) of an autoencoder's (N, 3, H, W) in [−1, 1]."""
     scaled = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return (scaled * 255).round().astype(np.uint8)
+
+
+def latents_a_side(resolution: int | None, own: int, pixels: int) -> int:
+    """Latents a side of images of `resolution` pixels a side, `pixels` a latent; `own` where None.
+
+    Raises ValueError if no whole latents fit.
+    """
+    if resolution is None:
+        return own
+    if resolution % pixels:
+        raise ValueError(
+            f"model.resolution is {resolution}, but this model draws multiples of {pixels} pixels a side; choose one "
+            "of those, or leave it empty."
+        )
+    return resolution // pixels

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from engine.settings.section import Section
 
-ModelName = Literal["builtin", "flux", "sd3", "chroma", "lumina2", "qwen_image", "z_image"]
+ModelName = Literal[
+    "builtin", "flux", "sd3", "chroma", "lumina2", "qwen_image", "z_image", "sana", "hunyuan_image",
+]  # fmt: skip
 
 
 class ModelSettings(Section):

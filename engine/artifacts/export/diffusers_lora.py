@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LoraBaseMixin
 
 from engine.artifacts.export.base import BaseModelRelation
 from engine.artifacts.export.header import header
@@ -42,7 +43,10 @@ class DiffusersLora:
     def load(self, base: Path, folder: Path) -> Any:
         """The base pipeline with the adapter."""
         pipeline = open_pipeline(base, torch.float32)
-        pipeline.load_lora_weights(folder)
+        if isinstance(pipeline, LoraBaseMixin):
+            pipeline.load_lora_weights(folder)
+        else:  # HunyuanImage's pipeline knows no LoRAs; its transformer does
+            pipeline.transformer.load_lora_adapter(folder, weight_name=FILE_NAME)
         return pipeline
 
     def how_to_load(self, base_path: str) -> str:

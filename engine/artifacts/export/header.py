@@ -51,5 +51,6 @@ def _own_resolution(source: ExportSource) -> int:
     )
     if "sample_size" not in transformer:  # FLUX leaves it to the pipeline
         return MODEL_INFO[source.settings.model.name].image_size
-    side: int = transformer["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    blocks = vae.get("block_out_channels") or vae["encoder_block_out_channels"]  # SANA's
+    side: int = transformer["sample_size"] * 2 ** (len(blocks) - 1)
     return side

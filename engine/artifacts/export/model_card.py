@@ -34,7 +34,7 @@ Made with Palate; settings `{source.manifest.settings_digest}`, seed {settings.s
 ## Use
 
 ```python
-{kind.how_to_load(source.base_path)}
+{kind.how_to_load(source.base_path)}{source.setup_code}
 image = pipe(
     {verification.prompts[0]!r},
 {arguments}
@@ -56,7 +56,7 @@ Versions: {", ".join(f"{name} {version}" for name, version in source.manifest.ve
 
 def _literal(value: object) -> str:
     """An argument of a call in Python; numbers without needless digits."""
-    return f"{value:g}" if isinstance(value, int | float) else repr(value)
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
 
 
 def _metadata(source: ExportSource, kind: ExportFormat, images: Sequence[str]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from engine.artifacts.manifest import Manifest, find_checkpoint
 from engine.artifacts.trained import read_trained
 from engine.events import SamplesDrawn, Started, parse_event
 from engine.models import guidance_arguments, model_folder
+from engine.models.plain_calls import setup_code
 from engine.settings import RunSettings
 from engine.settings_text import read_settings
 
@@ -67,6 +68,11 @@ class ExportSource:
         size = {"height": model.resolution, "width": model.resolution} if model.resolution else {}
         guidance = guidance_arguments(model.name, evaluation.guidance_scale)
         return size | {"num_inference_steps": evaluation.num_steps} | guidance
+
+    @property
+    def setup_code(self) -> str:
+        """Lines of Python that change the loaded pipeline `pipe` before that call; "" for most families."""
+        return setup_code(self.settings.model.name, self.base, self.settings.evaluation.guidance_scale)
 
     def public_settings(self) -> RunSettings:
         """The settings without the folders of the machine that they were used on."""

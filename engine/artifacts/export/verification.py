@@ -13,6 +13,7 @@ from PIL import Image
 from engine.artifacts.export.base import ExportFormat
 from engine.artifacts.export.source import ExportError, ExportSource
 from engine.artifacts.export.tuned import draw_as_in_training
+from engine.models.plain_calls import set_up_plainly
 from engine.prompts import load_prompts
 
 NUM_PROMPTS = 2
@@ -81,6 +82,7 @@ def _prompts(source: ExportSource) -> list[str]:
 def _draw_plainly(source: ExportSource, kind: ExportFormat, folder: Path, prompts: Sequence[str]) -> np.ndarray:
     """uint8 images (N, H, W, 3) by the pipeline's own call, from the gallery's seeds."""
     pipeline = kind.load(source.base, folder)
+    set_up_plainly(source.settings.model.name, pipeline, source.settings.evaluation.guidance_scale)
     pipeline.set_progress_bar_config(disable=True)
     images = [
         pipeline(

@@ -12,11 +12,14 @@ import torch
 from diffusers import DiffusionPipeline
 
 from engine.models import TextToImage, guidance_arguments, load_model
+from engine.models.plain_calls import set_up_plainly
 from engine.sampling.rollout import sample_ode
 from engine.settings import ModelName, ModelSettings
 from tests.engine.models import tiny_pipelines
 from tests.engine.models.tiny_chroma import chroma
+from tests.engine.models.tiny_hunyuan_image import hunyuan_image
 from tests.engine.models.tiny_lumina2 import lumina2
+from tests.engine.models.tiny_sana import sana
 
 # The second is longer than the 32 tokens to which Z-Image fills up every prompt.
 PROMPTS = [
@@ -56,6 +59,9 @@ FAMILIES: dict[str, Family] = {
     "Qwen-Image": Family("qwen_image", tiny_pipelines.qwen_image, (1.0, 4.0)),
     "Z-Image": Family("z_image", lambda: tiny_pipelines.z_image(shift=6.0), (1.0, 4.0)),
     "Z-Image Turbo": Family("z_image", tiny_pipelines.z_image, (1.0,)),
+    "SANA": Family("sana", sana, (1.0, 4.0), side=64),
+    "HunyuanImage": Family("hunyuan_image", hunyuan_image, (1.0, 4.0), side=64),
+    "HunyuanImage distilled": Family("hunyuan_image", lambda: hunyuan_image(distilled=True), (1.0, 3.25), side=64),
 }
 
 
@@ -64,6 +70,7 @@ def call(
 ) -> np.ndarray:
     """uint8 images of a plain pipeline call."""
     prompts = prompts if isinstance(prompts, str) else list(prompts)  # Z-Image writes over the list it is given
+    set_up_plainly(family.name, pipeline, scale)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         prompt=prompts, num_inference_steps=num_steps, height=family.side, width=family.side,

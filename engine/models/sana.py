@@ -1,0 +1,116 @@
+"""SANA (and SANA 1.5), on diffusers' own pipeline: linear attention over the latents of a deep-compression autoencoder.
+
+Published folders name a second-order solver (DPM-Solver++) as their scheduler. The engine takes its grid, and Euler's
+steps on it: what that scheduler gives with `solver_order=1`. Such schedulers tell the transformer the time in whole
+thousandths, rounded down, and so does the adapter; under `FlowMatchEulerDiscreteScheduler` the time is exact.
+
+A prompt is encoded after the instruction to embellish it that is the plain call's default.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
+from torch import Tensor
+
+from engine.models.base import PromptEmbeddings
+from engine.models.masks import cut_padding
+from engine.models.pipelines import freeze, latents_a_side, load_pipeline, release_encoders, to_pixels
+from engine.settings import ModelSettings
+
+_INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+
+
+class Sana:
+    """Adapter of a SanaPipeline.
+
+    Args:
+        pipeline: the pipeline; parts that are not called (encoder, autoencoder) may be missing.
+        resolution: pixels a side; None = what the transformer was trained at.
+
+    Raises ValueError if the resolution is no multiple of what a latent covers (32 pixels).
+    """
+
+    lora_targets: Sequence[str] = (
+        "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
+        "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
+    )  # fmt: skip
+
+    def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
+        self.pipeline = pipeline
+        freeze(pipeline)
+        self.transformer: Any = pipeline.transformer
+        self.device = torch.device("cpu")
+        self._latent_side = latents_a_side(resolution, self.transformer.config.sample_size, pipeline.vae_scale_factor)
+
+    @classmethod
+    def from_folder(cls, folder: Path, settings: ModelSettings) -> Self:
+        """The pipeline in a folder as `save_pretrained` writes it. Raises ValueError if it is another family's."""
+        return cls(load_pipeline(SanaPipeline, folder, settings), settings.resolution)
+
+    def to(self, device: torch.device) -> None:
+        """Move every part to a device."""
+        self.pipeline.to(device)
+        self.device = device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embeddings of P prompts: Gemma's tokens and their mask, as long as the longest prompt."""
+        tokens, mask, empty_tokens, empty_mask = self.pipeline.encode_prompt(
+            list(prompts), device=self.device, complex_human_instruction=_INSTRUCTION
+        )
+        texts, empty = cut_padding(tokens, mask), cut_padding(empty_tokens[:1], empty_mask[:1])
+        return PromptEmbeddings({"tokens": texts[0], "mask": texts[1]}, {"tokens": empty[0], "mask": empty[1]})
+
+    def release_encoders(self) -> None:
+        """Free the text encoder's memory; no prompt can be encoded after it."""
+        release_encoders(self.pipeline)
+
+    def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
+        """Standard normal latents (N, C, h, w), as the pipeline draws them from the same seed."""
+        shape = (num_images, self.transformer.config.in_channels, self._latent_side, self._latent_side)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The scheduler's own grid (T+1,), as a plain pipeline call with num_inference_steps = T uses it."""
+        self.pipeline.scheduler.set_timesteps(num_steps)
+        return self.pipeline.scheduler.sigmas.double().cpu()
+
+    def velocity(
+        self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
+    ) -> Tensor:
+        """Velocity (B, C, h, w) at one σ, with classifier-free guidance where guidance_scale > 1."""
+        if guidance_scale <= 1:
+            return self._predict(latents, sigma, embeddings.rows(rows))
+        text = embeddings.guided_rows(rows)
+        empty, full = self._predict(torch.cat([latents, latents]), sigma, text).chunk(2)
+        return empty + guidance_scale * (full - empty)
+
+    def _predict(self, latents: Tensor, sigma: float, text: dict[str, Tensor]) -> Tensor:
+        predicted = self.transformer(
+            latents,
+            encoder_hidden_states=text["tokens"],
+            encoder_attention_mask=text["mask"],
+            timestep=self._times(latents, sigma) * self.transformer.config.timestep_scale,
+            return_dict=False,
+        )[0]
+        return predicted[:, : latents.shape[1]].float()  # a variance, where one was learned, comes after
+
+    def _times(self, latents: Tensor, sigma: float) -> Tensor:
+        """The scheduler's times (B,) at σ, of a thousand."""
+        scheduler = self.pipeline.scheduler
+        times = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device)
+        times = times * scheduler.config.num_train_timesteps
+        return times if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else times.long()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """uint8 images (N, H, W, 3)."""
+        vae = self.pipeline.vae
+        return to_pixels(vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0])
