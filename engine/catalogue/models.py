@@ -80,4 +80,17 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         2048,
         needs_folder=True,
     ),
+    "flux2": ModelInfo(
+        "FLUX.2 (dev)",
+        "Photographs to illustrations at a megapixel; 32 billion weights in a folder of your own, and a vast GPU.",
+        1024,
+        classifier_free_guidance=False,
+        needs_folder=True,
+    ),
+    "flux2_klein": ModelInfo(
+        "FLUX.2 klein (base, distilled)",
+        "FLUX.2 in small; 4 or 9 billion weights in a folder of your own, and a GPU.",
+        1024,
+        needs_folder=True,
+    ),
 }

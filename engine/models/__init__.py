@@ -15,6 +15,8 @@ from engine.models import qwen_image, z_image
 from engine.models.base import PromptEmbeddings, TextToImage
 from engine.models.chroma import Chroma
 from engine.models.flux import Flux
+from engine.models.flux2 import Flux2
+from engine.models.flux2_klein import Flux2Klein
 from engine.models.hunyuan_image import HunyuanImage
 from engine.models.lumina2 import Lumina2
 from engine.models.qwen_image import QwenImage
@@ -35,6 +37,8 @@ MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
     "z_image": ZImage.from_folder,
     "sana": Sana.from_folder,
     "hunyuan_image": HunyuanImage.from_folder,
+    "flux2": Flux2.from_folder,
+    "flux2_klein": Flux2Klein.from_folder,
 }
 OWN_WEIGHTS: dict[ModelName, Path] = {"builtin": WEIGHTS}
 # What a plain pipeline call is told for a guidance scale, where that is not `guidance_scale`.

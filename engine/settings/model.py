@@ -10,6 +10,7 @@ from engine.settings.section import Section
 
 ModelName = Literal[
     "builtin", "flux", "sd3", "chroma", "lumina2", "qwen_image", "z_image", "sana", "hunyuan_image",
+    "flux2", "flux2_klein",
 ]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ Made with Palate; settings `{source.manifest.settings_digest}`, seed {settings.s
 ```python
 {kind.how_to_load(source.base_path)}{source.setup_code}
 image = pipe(
-    {verification.prompts[0]!r},
+    prompt={verification.prompts[0]!r},
 {arguments}
     generator=torch.Generator("cpu").manual_seed({settings.evaluation.seed}),
 ).images[0]

@@ -86,7 +86,7 @@ def _draw_plainly(source: ExportSource, kind: ExportFormat, folder: Path, prompt
     pipeline.set_progress_bar_config(disable=True)
     images = [
         pipeline(
-            prompt,
+            prompt=prompt,  # by name: a pipeline that also edits takes an image first
             generator=torch.Generator("cpu").manual_seed(source.settings.evaluation.seed + i),
             **source.call,
         ).images[0]

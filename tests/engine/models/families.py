@@ -62,6 +62,8 @@ FAMILIES: dict[str, Family] = {
     "SANA": Family("sana", sana, (1.0, 4.0), side=64),
     "HunyuanImage": Family("hunyuan_image", hunyuan_image, (1.0, 4.0), side=64),
     "HunyuanImage distilled": Family("hunyuan_image", lambda: hunyuan_image(distilled=True), (1.0, 3.25), side=64),
+    "FLUX.2": Family("flux2", tiny_pipelines.flux2, (1.0, 4.0)),
+    "FLUX.2 klein base": Family("flux2_klein", tiny_pipelines.flux2_klein, (1.0, 4.0)),
 }
 
 

@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -19,9 +23,12 @@ from diffusers import (
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -134,3 +141,53 @@ def _restless(transformer: ZImageTransformer2DModel) -> ZImageTransformer2DModel
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
         torch.nn.init.normal_(token)
     return transformer
+
+
+def flux2(guidance_embeds: bool = True) -> Flux2Pipeline:
+    """The text encoder has as many layers as the pipeline reads of."""
+    text = {
+        "model_type": "mistral", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 30,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "bos_token_id": 2, "eos_token_id": 3,
+    }  # fmt: skip
+    vision = {
+        "model_type": "pixtral", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "head_dim": 8, "image_size": 32, "patch_size": 16,
+    }  # fmt: skip
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=1)
+    return Flux2Pipeline(
+        scheduler=_flux2_scheduler(), vae=_flux2_autoencoder(),
+        text_encoder=Mistral3ForConditionalGeneration(config).eval(), tokenizer=tiny_tokenizers.mistral(),
+        transformer=_flux2_transformer(3 * 16, guidance_embeds),
+    )  # fmt: skip
+
+
+def flux2_klein(is_distilled: bool = False) -> Flux2KleinPipeline:
+    """The text encoder has as many layers as the pipeline reads of."""
+    return Flux2KleinPipeline(
+        scheduler=_flux2_scheduler(), vae=_flux2_autoencoder(),
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(num_hidden_layers=27, **_QWEN3)).eval(),
+        tokenizer=tiny_tokenizers.qwen(), transformer=_flux2_transformer(3 * 32, False), is_distilled=is_distilled,
+    )  # fmt: skip
+
+
+def _flux2_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, time_shift_type="exponential")
+
+
+def _flux2_autoencoder() -> AutoencoderKLFlux2:
+    """2 pixels a latent, with statistics that are not a new one's 0 and 1."""
+    vae = AutoencoderKLFlux2(
+        latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    vae.bn.running_mean.normal_(std=0.3)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
+
+
+def _flux2_transformer(text_width: int, guidance_embeds: bool) -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=text_width, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    ).eval()  # fmt: skip

@@ -20,6 +20,13 @@ QWEN_TURNS = (
     "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 
+# Mistral's, as FLUX.2 fills it: contents are lists of parts.
+MISTRAL_TURNS = (
+    "{% for message in messages %}{% set text = message.content[0].text %}"
+    "{% if message.role == 'system' %}<start> [SYSTEM] {{ text }} [/SYSTEM] {% else %}[INST] {{ text }} [/INST]"
+    "{% endif %}{% endfor %}"
+)
+
 
 def words() -> PreTrainedTokenizerFast:
     """A token a word, at most 32, between a start and an end, as CLIP's."""
@@ -51,3 +58,12 @@ def qwen() -> Qwen2Tokenizer:
         vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]],
         extra_special_tokens=["<|im_start|>", "<|im_end|>"], chat_template=QWEN_TURNS,
     )  # fmt: skip
+
+
+def mistral() -> PreTrainedTokenizerFast:
+    """A token a word, with Mistral's turns."""
+    tokenizer = words()
+    tokenizer.chat_template = MISTRAL_TURNS
+    tokenizer.model_max_length = 2048
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[SYSTEM]", "[/SYSTEM]", "[INST]", "[/INST]"]})
+    return tokenizer
