@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 from engine.models import load_model, model_folder
 from engine.models.stable_diffusion_3 import StableDiffusion3
@@ -70,3 +70,17 @@ def test_the_resolution_is_the_images(tiny_pipeline_folder: Path) -> None:
 def test_a_resolution_the_model_cannot_draw_is_refused(tiny_pipeline_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.resolution is 64, but this model draws multiples of 4 up to 32"):
         StableDiffusion3(tiny_pipeline_folder, ModelSettings(resolution=64))
+
+
+def test_a_scheduler_that_shifts_by_the_resolution_does_so_here(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline_folder)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=2.0)
+    pipeline.save_pretrained(tmp_path / "shifted")
+    pipeline.set_progress_bar_config(disable=True)
+    grids = []
+    for side in (8, 16):
+        pipeline(PROMPTS[0], num_inference_steps=4, height=side, width=side)
+        settings = ModelSettings().model_copy(update={"resolution": side})
+        grids.append(StableDiffusion3(tmp_path / "shifted", settings).sigmas(4))
+        assert torch.equal(grids[-1], pipeline.scheduler.sigmas.double())
+    assert not torch.equal(*grids)
