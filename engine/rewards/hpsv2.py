@@ -3,10 +3,14 @@
 Wu et al., "Human Preference Score v2: A Solid Benchmark for Evaluating Human Preferences of Text-to-Image Synthesis",
 arXiv 2306.09341: a CLIP ViT-H/14 trained on rankings, whose score is its cosine. Both versions are the same model with
 other weights.
+
+Deviation from the original: of what ftfy mends in a prompt, only quotation marks are; broken encodings, ligatures and
+full-width letters stay as they are.
 """
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +27,7 @@ REMEDY = (
     "HPS_v2.1_compressed.pt --out FOLDER` makes it into a folder once, with the tokenizer of "
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K (--base FOLDER where no hub can be reached); set `weights` to that folder."
 )
+_STRAIGHT = str.maketrans(dict.fromkeys("ʼ‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,12 @@ class Hpsv2:
 
     def score(self, images: Pixels, prompts: Sequence[str]) -> Scores:
         """Score uint8 images (N, H, W, 3)."""
-        return Scores(self.clip.similarities(images, prompts).numpy())
+        return Scores(self.clip.similarities(images, [mended(prompt) for prompt in prompts]).numpy())
+
+
+def mended(prompt: str) -> str:
+    """The prompt as the original reads it: HTML's entities resolved, twice, and quotation marks straight."""
+    return html.unescape(html.unescape(prompt.translate(_STRAIGHT)))
 
 
 def _as_the_original(preprocessing: Preprocessing) -> Preprocessing:

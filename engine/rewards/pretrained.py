@@ -64,7 +64,7 @@ class Pretrained:
         """A file by its name."""
         path = self.file(name)
         if path is None:
-            raise self.unusable(f"there is no {name}")
+            raise self._absent(name)
         return path
 
     def config(self, model_type: str) -> Any:
@@ -73,7 +73,7 @@ class Pretrained:
             with quiet_libraries():
                 config = AutoConfig.from_pretrained(self.place, revision=self.revision)
         except (OSError, ValueError, KeyError) as error:
-            raise self.unusable("there is no readable config.json") from error
+            raise self._absent("config.json") from error
         if config.model_type != model_type:
             raise self.unusable(f'they are of a model of the type "{config.model_type}", not "{model_type}"')
         return config
@@ -115,6 +115,13 @@ class Pretrained:
             raise self.unusable(f"{REWARD_FILE_NAME} is damaged") from error
         if reward != self.reward:
             raise self.unusable(f"they are of the reward {reward}")
+
+    def _absent(self, name: str) -> ValueError:
+        if Path(self.place).is_dir():
+            return self.unusable(f"there is no readable {name}")
+        return self.unusable(
+            f"they are no folder here, and no hub gave their {name} (there may be no network, or no such repository)"
+        )
 
     def unusable(self, reason: str) -> ValueError:
         """The error that says why these weights will not do, and what will."""

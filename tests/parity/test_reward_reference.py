@@ -20,7 +20,7 @@ from engine.rewards import REWARDS, Reward
 from engine.rewards.conversion import convert
 from engine.rewards.preprocessing import Preprocessing
 from engine.settings import RewardSettings
-from tests.parity.rewards.inputs import BERT_VOCABULARY, FOLDER, PROMPTS, clip_vocabulary, images, weights
+from tests.parity.rewards.inputs import BERT_VOCABULARY, CURLY_PROMPT, FOLDER, PROMPTS, clip_vocabulary, images, weights
 
 REFERENCE: dict[str, Any] = json.loads((FOLDER / "reference.json").read_text(encoding="utf-8"))
 CASES: dict[str, Any] = REFERENCE["cases"]
@@ -71,6 +71,13 @@ def hpsv2_folder(tmp_path: Path) -> Path:
 
 def test_hpsv2(tmp_path):
     check_scores(made("hpsv2", hpsv2_folder(tmp_path)), CASES["hpsv2"])
+
+
+def test_hpsv2_reads_curly_quotation_marks_and_entities_as_the_original(tmp_path):
+    reward, photograph = made("hpsv2", hpsv2_folder(tmp_path)), images()[0][:1]
+    expected = CASES["hpsv2"]["curly"]
+    assert reward.score(photograph, [CURLY_PROMPT]).values[0] == pytest.approx(expected, abs=TOLERANCE)
+    assert float(reward.clip.similarities(photograph, [CURLY_PROMPT])) != pytest.approx(expected, abs=3 * TOLERANCE)
 
 
 def test_hpsv2_resized_as_the_others_are_would_be_another_score(tmp_path):
@@ -129,6 +136,22 @@ def aesthetic_folder(tmp_path: Path) -> Path:
 
 def test_aesthetic(tmp_path):
     check_scores(made("aesthetic", aesthetic_folder(tmp_path)), CASES["aesthetic"])
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("hpsv2", hpsv2_folder), ("pickscore", pickscore_folder), ("image_reward", image_reward_folder),
+     ("aesthetic", aesthetic_folder)],
+)  # fmt: skip
+def test_in_bfloat16_scores_stay_close(name, folder, tmp_path, monkeypatch):
+    """As on a GPU: bfloat16 has 8 bits, which these random weights, louder than trained ones, blow up to percents."""
+    for module in ("clip", "image_reward", "aesthetic"):
+        monkeypatch.setattr(f"engine.rewards.{module}.precision_on", lambda device: torch.bfloat16)
+    batch, expected = images()[0], np.array(CASES[name]["scores"][0])
+    found = made(name, folder(tmp_path)).score(batch, PROMPTS).values
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() < 0.05 * max(1.0, np.abs(expected).max())
+    assert np.abs(found - expected).max() > 0  # it did compute in bfloat16
 
 
 @pytest.mark.parametrize("name", PREPROCESSING)

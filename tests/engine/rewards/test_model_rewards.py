@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from engine.process import parse_arguments, run_conversion
 from engine.rewards import REWARDS, Reward
 from engine.rewards.conversion import ConversionError, convert
 from engine.rewards.preprocessing import Preprocessing, read_preprocessing
@@ -105,6 +106,11 @@ def test_without_weights_a_reward_says_where_they_are_had(name: str) -> None:
 def test_an_empty_folder_is_refused_with_the_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{name} cannot use the weights .*there is no .*`weights`"):
         made(name, tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no folder here, and no hub gave their config\.json"):
+        made("pickscore", tmp_path / "nowhere")
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
@@ -257,3 +263,19 @@ def test_the_crop_is_where_each_library_puts_it() -> None:
     for rounds, first in ((False, 3), (True, 4)):
         values = Preprocessing(8, 8, 8, **plain, rounds_offset=rounds)(columns)
         np.testing.assert_allclose(values[0, 0, 0].numpy(), np.arange(first, first + 8), atol=1e-4)
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_engine_converts_and_says_how_to_use_it(
+    clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"weight": torch.ones(1, 8), "bias": torch.zeros(1)}, tmp_path / "head.pth")
+    head, out = tmp_path / "head.pth", tmp_path / "out"
+    words = ["convert", "--file", str(head), "--out", str(out), "--base", str(clip_folder)]
+    assert run_conversion(parse_arguments(words)) == 0
+    assert f"{{name: aesthetic, weights: {out}}}" in capsys.readouterr().out
+    assert json.loads((out / "reward.json").read_text())["file"] == "head.pth"
+    assert run_conversion(parse_arguments(words)) == 2
+    assert "exists already" in capsys.readouterr().err

@@ -38,7 +38,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from tests.parity.rewards.inputs import BERT_VOCABULARY, FOLDER, PROMPTS, clip_vocabulary, images, weights
+from tests.parity.rewards.inputs import BERT_VOCABULARY, CURLY_PROMPT, FOLDER, PROMPTS, clip_vocabulary, images, weights
 
 NUM_MERGES = 300
 EVERY = 1009  # pixel values that are kept of the photograph as each original prepares it at 224 pixels
@@ -131,6 +131,7 @@ def hpsv2_case() -> dict[str, Any]:
     return {
         "seed": 1, "shapes": shapes, "config": {"model_cfg": {"vision_cfg": VISION, "text_cfg": TEXT}},
         "scores": scores(lambda image, prompt: img_score.score(image, prompt, cp=str(file))[0]),
+        "curly": float(img_score.score(Image.fromarray(images()[0][0]), CURLY_PROMPT, cp=str(file))[0]),
         "pixels": pixels(image_transform(224, is_train=False)),
     }  # fmt: skip
 
