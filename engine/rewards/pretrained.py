@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,8 +56,7 @@ class Pretrained:
             path = Path(self.place) / name
             return path if path.is_file() else None
         try:
-            with quiet_libraries():
-                found = cached_file(self.place, name, revision=self.revision)
+            found = self._read(lambda **where: cached_file(self.place, name, **where))
         except OSError:
             return None
         return Path(found) if found else None
@@ -70,8 +71,7 @@ class Pretrained:
     def config(self, model_type: str) -> Any:
         """The configuration of a model of that type."""
         try:
-            with quiet_libraries():
-                config = AutoConfig.from_pretrained(self.place, revision=self.revision)
+            config = self._read(lambda **where: AutoConfig.from_pretrained(self.place, **where))
         except (OSError, ValueError, KeyError) as error:
             raise self._absent("config.json") from error
         if config.model_type != model_type:
@@ -81,10 +81,9 @@ class Pretrained:
     def model(self, kind: type[Model], dtype: torch.dtype) -> Model:
         """A model with every one of its weights, frozen, on the CPU."""
         try:
-            with quiet_libraries():
-                model, info = kind.from_pretrained(
-                    self.place, revision=self.revision, dtype=dtype, output_loading_info=True
-                )
+            model, info = self._read(
+                lambda **where: kind.from_pretrained(self.place, dtype=dtype, output_loading_info=True, **where)
+            )
         except Exception as error:  # a damaged file surfaces as one of many libraries' own errors
             raise self.unusable(_first_line(error)) from error
         lacking = [*info["missing_keys"], *info["mismatched_keys"]]
@@ -95,8 +94,7 @@ class Pretrained:
     def tokenizer(self) -> Any:
         """The tokenizer."""
         try:
-            with quiet_libraries():
-                return AutoTokenizer.from_pretrained(self.place, revision=self.revision)
+            return self._read(lambda **where: AutoTokenizer.from_pretrained(self.place, **where))
         except Exception as error:  # see `model`
             raise self.unusable("there is no tokenizer (tokenizer.json, or vocab.json with merges.txt)") from error
 
@@ -104,6 +102,14 @@ class Pretrained:
         """What is done to images, or `usual` where nothing is said."""
         path = self.file(PREPROCESSING_NAME)
         return usual if path is None else read_preprocessing(path)
+
+    def _read(self, load: Callable[..., Any]) -> Any:
+        """What `load` gives, from this machine alone if all is here: without a network, asking a hub takes minutes."""
+        with quiet_libraries():
+            if not Path(self.place).is_dir():
+                with suppress(Exception):  # not here, or not whole: the hub is asked, and says what is wrong
+                    return load(revision=self.revision, local_files_only=True)
+            return load(revision=self.revision)
 
     def _check_reward(self) -> None:
         path = self.file(REWARD_FILE_NAME) if Path(self.place).is_dir() else None

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from engine.process import parse_arguments, run_conversion
 from engine.rewards import REWARDS, Reward
 from engine.rewards.conversion import ConversionError, convert
 from engine.rewards.preprocessing import Preprocessing, read_preprocessing
+from engine.rewards.pretrained import Pretrained
 from engine.settings import RewardSettings
 from tests.parity.rewards.inputs import clip_vocabulary
 
@@ -91,6 +94,26 @@ def test_weights_stay_out_of_training(name: str, clip_folder: Path) -> None:
     if name in ("clip_score", "hpsv2", "pickscore"):
         reward: Any = made(name, clip_folder)
         assert not any(parameter.requires_grad for parameter in reward.clip.model.parameters())
+
+
+@pytest.mark.parametrize("all_here", [True, False])
+def test_a_hub_is_asked_only_for_what_is_not_here(
+    all_here: bool, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network, each file that a hub is asked for would be waited for."""
+    asked: list[bool] = []
+    original = CLIPModel.from_pretrained.__func__
+
+    def from_pretrained(cls: Any, place: str, **options: Any) -> Any:
+        asked.append(options.pop("local_files_only", False))
+        if asked[-1] and not all_here:
+            raise OSError("a shard is not in the cache")
+        return original(cls, clip_folder, **options)
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", classmethod(from_pretrained))
+    weights = Pretrained("clip_score", "someone/something", None, "")
+    weights.model(CLIPModel, torch.float32)
+    assert asked == ([True] if all_here else [True, False])
 
 
 # Weights that are missing or wrong ------------------------------------------------------------------------------------
@@ -245,6 +268,19 @@ def test_the_first_linear_head_scores_by_its_weights(
 def test_preprocessing_is_read_as_it_was_written(prepared: Preprocessing, tmp_path: Path) -> None:
     prepared.write(tmp_path)
     assert read_preprocessing(tmp_path / "preprocessor_config.json") == prepared
+
+
+@pytest.mark.parametrize(
+    "size", [({"shortest_edge": 30}, 30), ({"shortest_edge": 33}, 30), ({"height": 30, "width": 20}, None)]
+)
+def test_preprocessing_is_that_of_transformers(size: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+    processor = CLIPImageProcessorPil(size=size[0], crop_size=size[1] or size[0], do_center_crop=size[1] is not None)
+    processor.save_pretrained(tmp_path)
+    for shape in ((97, 61), (61, 97), (20, 31), (300, 451)):
+        images = rng.integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+        expected = processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
+        found = read_preprocessing(tmp_path / "preprocessor_config.json")(images)
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=2e-6)
 
 
 @pytest.mark.parametrize(
