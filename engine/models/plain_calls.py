@@ -13,6 +13,7 @@ from typing import Any
 
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.loaders.lora_base import LoraBaseMixin
 
 from engine.settings import ModelName
 
@@ -79,3 +80,18 @@ def set_up_plainly(name: ModelName, pipeline: Any, guidance_scale: float) -> Non
 def setup_code(name: ModelName, folder: Path, guidance_scale: float) -> str:
     """The same as lines of Python about `pipe`; "" for most families."""
     return PLAIN_SETUPS[name].code(folder, guidance_scale) if name in PLAIN_SETUPS else ""
+
+
+def load_lora(pipeline: Any, folder: Path, file_name: str) -> None:
+    """Load a LoRA's file as diffusers does: HunyuanImage's pipeline knows none, but its transformer does."""
+    if isinstance(pipeline, LoraBaseMixin):
+        pipeline.load_lora_weights(folder, weight_name=file_name)
+    else:
+        pipeline.transformer.load_lora_adapter(folder, weight_name=file_name)
+
+
+def lora_code(name: ModelName, file_name: str) -> str:
+    """The same as a line of Python about `pipe`."""
+    if name == "hunyuan_image":
+        return f'pipe.transformer.load_lora_adapter("{file_name}")\n'
+    return f'pipe.load_lora_weights("{file_name}")\n'

@@ -31,6 +31,6 @@ class ExportFormat(Protocol):
         """The base pipeline (float32, on the CPU) with the written weights, by plain diffusers alone."""
         ...
 
-    def how_to_load(self, base_path: str) -> str:
+    def how_to_load(self, source: ExportSource) -> str:
         """Python for the model card: from imports to a pipeline named `pipe`, on the base pipeline's folder."""
         ...

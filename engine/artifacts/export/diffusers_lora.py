@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin
 
 from engine.artifacts.export.base import BaseModelRelation
 from engine.artifacts.export.header import header
 from engine.artifacts.export.source import ExportError, ExportSource
 from engine.artifacts.tensor_files import tensor_sha256, write_tensors
 from engine.models.pipelines import open_pipeline
+from engine.models.plain_calls import load_lora, lora_code
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
@@ -43,19 +43,16 @@ class DiffusersLora:
     def load(self, base: Path, folder: Path) -> Any:
         """The base pipeline with the adapter."""
         pipeline = open_pipeline(base, torch.float32)
-        if isinstance(pipeline, LoraBaseMixin):
-            pipeline.load_lora_weights(folder)
-        else:  # HunyuanImage's pipeline knows no LoRAs; its transformer does
-            pipeline.transformer.load_lora_adapter(folder, weight_name=FILE_NAME)
+        load_lora(pipeline, folder, FILE_NAME)
         return pipeline
 
-    def how_to_load(self, base_path: str) -> str:
+    def how_to_load(self, source: ExportSource) -> str:
         """Python for the model card."""
         return (
             "import torch\n"
             "from diffusers import DiffusionPipeline\n\n"
-            f'pipe = DiffusionPipeline.from_pretrained("{base_path}", dtype=torch.float32)  # the base model\n'
-            f'pipe.load_lora_weights("{FILE_NAME}")\n'
+            f'pipe = DiffusionPipeline.from_pretrained("{source.base_path}", dtype=torch.float32)  # the base model\n'
+            f"{lora_code(source.settings.model.name, FILE_NAME)}"
         )
 
 

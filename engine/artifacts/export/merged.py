@@ -51,14 +51,14 @@ class Merged:
         )
         return open_pipeline(base, torch.float32, transformer=transformer)
 
-    def how_to_load(self, base_path: str) -> str:
+    def how_to_load(self, source: ExportSource) -> str:
         """Python for the model card."""
         return (
             "import torch\n"
             "from diffusers import AutoModel, DiffusionPipeline\n\n"
             f'transformer = AutoModel.from_pretrained(".", subfolder="{SUBFOLDER}", dtype=torch.float32)\n'
             "pipe = DiffusionPipeline.from_pretrained(\n"
-            f'    "{base_path}", transformer=transformer, dtype=torch.float32  # the base model\n'
+            f'    "{source.base_path}", transformer=transformer, dtype=torch.float32  # the base model\n'
             ")\n"
         )
 

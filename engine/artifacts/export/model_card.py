@@ -34,7 +34,7 @@ Made with Palate; settings `{source.manifest.settings_digest}`, seed {settings.s
 ## Use
 
 ```python
-{kind.how_to_load(source.base_path)}{source.setup_code}
+{kind.how_to_load(source)}{source.setup_code}
 image = pipe(
     prompt={verification.prompts[0]!r},
 {arguments}

@@ -21,6 +21,7 @@ from engine.models import load_model
 from engine.models.base import stack_embeddings
 from engine.models.embedding_cache import EmbeddingCache
 from engine.models.pipelines import open_pipeline
+from engine.models.plain_calls import load_lora, lora_code, setup_code
 from engine.settings import ModelSettings, RunSettings
 from engine.train import train
 from engine.tuning import make_trainable
@@ -183,7 +184,8 @@ def test_an_export_draws_the_gallery_in_plain_diffusers(
     tuning = LORA if method == "lora" else {"method": "full"}
     rate = {"learning_rate": 3e-2 if method == "lora" else 3e-3}
     settings = run_settings(tiny_settings, family, folder, tuning=tuning, optimiser=rate)
-    trained(settings, tmp_path / "run")
+    (done,) = trained(settings, tmp_path / "run")
+    assert done.ratio_drift <= 1e-5
     report = export_run(tmp_path / "run", format, tmp_path / "out")
     assert report.verified and report.max_difference <= 2
 
@@ -193,10 +195,7 @@ def test_an_export_draws_the_gallery_in_plain_diffusers(
     pipeline = open_pipeline(folder, torch.float32)
     base = call(family, pipeline, *asked)[0]
     if method == "lora":
-        if family.name == "hunyuan_image":  # whose pipeline knows no LoRAs
-            pipeline.transformer.load_lora_adapter(tmp_path / "out", weight_name="pytorch_lora_weights.safetensors")
-        else:
-            pipeline.load_lora_weights(tmp_path / "out")
+        load_lora(pipeline, tmp_path / "out", "pytorch_lora_weights.safetensors")
         side = read_header(next((tmp_path / "out").glob("*.safetensors")))["modelspec.resolution"]
         assert side == f"{family.side}x{family.side}"
     else:
@@ -204,6 +203,10 @@ def test_an_export_draws_the_gallery_in_plain_diffusers(
         pipeline.register_modules(transformer=kind.from_pretrained(tmp_path / "out" / "transformer"))
     assert difference(call(family, pipeline, *asked)[0], tile) <= 2
     assert difference(base, tile) > 5, "the tuning changed the image"
+    card = (tmp_path / "out" / "README.md").read_text()
+    scale = family.scales[-1]
+    assert setup_code(family.name, folder, scale) in card
+    assert (lora_code(family.name, "pytorch_lora_weights.safetensors") in card) == (method == "lora")
 
 
 def test_in_bfloat16_frozen_weights_are_small_and_it_trains(
