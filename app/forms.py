@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from app import words
 from engine.catalogue import REWARD_INFO
-from engine.settings import RunSettings
+from engine.settings import RewardName, RunSettings
 from engine.work import mean_work
 
 Kind = Literal["integer", "number", "choice", "switch", "text"]
@@ -175,6 +175,8 @@ def draw_rewards(settings: RunSettings, key: str) -> list[dict[str, Any]]:
         with about:
             low, high = info.range
             cost = f"about {info.milliseconds_an_image:g} ms an image"
+            if info.milliseconds_on_gpu is not None:
+                cost += f" on a CPU, {info.milliseconds_on_gpu:g} ms on a GPU"
             st.caption(f"{info.help} " + f"Scores from {low:g} to {high:g}; {cost}.".replace("-", "−"))
         if on:
             chosen.append((reward_key, reward | {"weight": value}))
@@ -189,10 +191,18 @@ def _offered(given: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return catalogue | {key: reward for key, reward in given.items() if key not in catalogue}
 
 
+def _milliseconds(reward: RewardName, device: str) -> float:
+    """What scoring an image takes on the device."""
+    info = REWARD_INFO[reward]
+    if device == "cuda" and info.milliseconds_on_gpu is not None:
+        return info.milliseconds_on_gpu
+    return info.milliseconds_an_image
+
+
 def estimate(settings: RunSettings) -> str:
     """How much work the settings ask for, in a sentence."""
     images = settings.grpo.prompts_per_iteration * settings.grpo.group_size
-    scoring = images * sum(REWARD_INFO[reward.name].milliseconds_an_image for reward in settings.rewards) / 1000
+    scoring = images * sum(_milliseconds(reward.name, settings.compute.device) for reward in settings.rewards) / 1000
     evaluations = settings.iterations // settings.evaluation.every + 1
     held_out = evaluations * settings.evaluation.num_prompts
     work = mean_work(settings)

@@ -62,3 +62,12 @@ def test_estimate_counts_images() -> None:
     assert "782 transformer forwards and 192 trained steps an iteration" in text
     # Steps 0, 10 and 20, of 16 prompts each.
     assert "48 held-out images over 3 samplings" in text
+
+
+@pytest.mark.parametrize(("device", "seconds"), [("cpu", "13.6"), ("cuda", "0.1")])
+def test_estimate_knows_that_models_score_faster_on_a_gpu(device: str, seconds: str) -> None:
+    settings = parse_settings({
+        "rewards": [{"name": "hpsv2", "weights": "hps"}], "compute": {"device": device},
+        "grpo": {"prompts_per_iteration": 1, "group_size": 4},
+    })  # fmt: skip
+    assert f"scoring about {seconds} s an iteration" in estimate(settings)
