@@ -93,5 +93,6 @@ def load_lora(pipeline: Any, folder: Path, file_name: str) -> None:
 def lora_code(name: ModelName, file_name: str) -> str:
     """The same as a line of Python about `pipe`."""
     if name == "hunyuan_image":
-        return f'pipe.transformer.load_lora_adapter("{file_name}")\n'
+        # Without the file named apart, diffusers 0.42 reads no header, and would take alpha for the rank.
+        return f'pipe.transformer.load_lora_adapter(".", weight_name="{file_name}")\n'
     return f'pipe.load_lora_weights("{file_name}")\n'

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import HunyuanImagePipeline
+from safetensors.torch import save_file
 
 from engine.models.hunyuan_image import HunyuanImage
-from engine.models.plain_calls import set_up_plainly, setup_code
+from engine.models.plain_calls import lora_code, set_up_plainly, setup_code
 from engine.sampling.rollout import sample_ode
 from tests.engine.models.tiny_hunyuan_image import hunyuan_image
 
@@ -99,3 +101,22 @@ def test_a_card_names_the_plain_guider_where_there_is_one(pipeline: HunyuanImage
     hunyuan_image(distilled=True).transformer.save_pretrained(tmp_path / "distilled" / "transformer")
     assert "ClassifierFreeGuidance(guidance_scale=3.5)" in setup_code("hunyuan_image", tmp_path / "base", 3.5)
     assert setup_code("hunyuan_image", tmp_path / "distilled", 3.5) == ""
+
+
+def test_a_card_loads_a_lora_at_its_own_scale(
+    pipeline: HunyuanImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "transformer_blocks.0.attn.to_q"
+    layer = pipeline.transformer.get_submodule(name)
+    config = {"r": 4, "lora_alpha": 12.0, "target_modules": [name], "bias": "none"}
+    save_file(
+        {
+            f"transformer.{name}.lora_A.weight": torch.ones(4, layer.in_features),
+            f"transformer.{name}.lora_B.weight": torch.ones(layer.out_features, 4),
+        },
+        tmp_path / "lora.safetensors",
+        {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in config.items()})},
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(lora_code("hunyuan_image", "lora.safetensors"), {"pipe": pipeline})
+    assert pipeline.transformer.get_submodule(name).scaling == {"default_0": 3.0}
