@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from engine.batching import BatchSize, BatchSizes, decode
 from engine.events import SampleImage, SamplesDrawn
 from engine.models import TextToImage
 from engine.ranks import ALONE, Ranks
@@ -23,7 +24,7 @@ from engine.sampling.rollout import Velocity, sample_ode
 from engine.settings import EvaluationSettings
 
 VelocityOf = Callable[[Sequence[str], float], Velocity]
-Sample = Callable[[Velocity, Tensor, Tensor, Sequence[float], int], Tensor]
+Sample = Callable[[Velocity, Tensor, Tensor, Sequence[float], int | BatchSize], Tensor]
 """(velocity, noise (B, …), prompt index (B,), σ grid (T+1,), micro-batch) → final latents (B, …)."""
 
 
@@ -32,7 +33,7 @@ def draw(
     velocity_of: VelocityOf,
     prompts: Sequence[str],
     evaluation: EvaluationSettings,
-    micro_batch: int,
+    sizes: BatchSizes,
     *,
     sample: Sample = sample_ode,
 ) -> np.ndarray:
@@ -41,7 +42,7 @@ def draw(
     rows = torch.arange(len(prompts), device=noise.device)
     sigmas = tuple(model.sigmas(evaluation.num_steps).tolist())
     velocity = velocity_of(prompts, evaluation.guidance_scale)
-    return model.decode(sample(velocity, noise, rows, sigmas, micro_batch))
+    return decode(model, sample(velocity, noise, rows, sigmas, sizes.sample), sizes.decode)
 
 
 def save_images(images: np.ndarray, folder: Path, first: int = 0) -> list[Path]:
@@ -64,14 +65,14 @@ def evaluate(
     *,
     step: int,
     out: Path,
-    micro_batch: int,
+    sizes: BatchSizes,
     ranks: Ranks = ALONE,
 ) -> SamplesDrawn:
     """Draw the held-out prompts, on all ranks; save and score them, on the main one."""
     begun = time.perf_counter()
-    images = _draw_together(model, velocity_of, prompts, evaluation, micro_batch, ranks=ranks)
+    images = _draw_together(model, velocity_of, prompts, evaluation, sizes, ranks=ranks)
     return ranks.from_main(
-        lambda: _save_and_score(images, rewards, prompts, evaluation, step=step, out=out, begun=begun)
+        lambda: _save_and_score(images, rewards, prompts, evaluation, sizes.score, step=step, out=out, begun=begun)
     )
 
 
@@ -80,7 +81,7 @@ def _draw_together(
     velocity_of: VelocityOf,
     prompts: Sequence[str],
     evaluation: EvaluationSettings,
-    micro_batch: int,
+    sizes: BatchSizes,
     *,
     ranks: Ranks,
 ) -> np.ndarray:
@@ -88,7 +89,7 @@ def _draw_together(
     count = -(-len(prompts) // ranks.world_size)
     first = min(ranks.rank * count, len(prompts) - count)
     own = evaluation.model_copy(update={"seed": evaluation.seed + first})
-    drawn = draw(model, velocity_of, prompts[first : first + count], own, micro_batch)
+    drawn = draw(model, velocity_of, prompts[first : first + count], own, sizes)
     images = np.empty((len(prompts), *drawn.shape[1:]), drawn.dtype)
     for start, part in ranks.gather((first, drawn)):
         images[start : start + count] = part
@@ -100,12 +101,13 @@ def _save_and_score(
     rewards: Mapping[str, Reward],
     prompts: Sequence[str],
     evaluation: EvaluationSettings,
+    score_size: BatchSize,
     *,
     step: int,
     out: Path,
     begun: float,
 ) -> SamplesDrawn:
-    scored = score_all(rewards, images, prompts)
+    scored = score_all(rewards, images, prompts, score_size)
     paths = save_images(images, out / "samples" / f"step-{step:06d}")
     samples = tuple(
         SampleImage(

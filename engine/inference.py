@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from engine.artifacts.trained import TrainedWeights, locate_checkpoint, read_trained
+from engine.batching import fixed_size, fixed_sizes
 from engine.evaluation import Sample, draw, save_images
 from engine.models import TextToImage, load_model, model_folder
 from engine.models.velocity import prompt_velocity
@@ -72,7 +73,7 @@ def drawing_settings(request: DrawingRequest, source: Source) -> DrawingSettings
         seed=evaluation.seed, num_steps=evaluation.num_steps, guidance_scale=evaluation.guidance_scale,
         resolution=settings.model.resolution, precision=settings.model.precision,
         device="cuda" if device.type == "cuda" else "cpu", device_name=device_name(device),
-        micro_batch=settings.compute.micro_batch,
+        micro_batch=fixed_size(settings.compute, device),
     )  # fmt: skip
 
 
@@ -99,6 +100,7 @@ def describe(source: Source, drawing: DrawingSettings) -> DrawingModel:
 def draw_images(source: Source, prompts: Sequence[str], drawing: DrawingSettings) -> Iterator[np.ndarray]:
     """uint8 images (B, H, W, 3), a micro-batch at a time; image i follows prompt i from seed `drawing.seed` + i."""
     model, sample = _load(source, drawing)
+    sizes = fixed_sizes(drawing.micro_batch, torch.device(drawing.device))
 
     def velocity_of(of: Sequence[str], guidance_scale: float) -> Velocity:
         return prompt_velocity(model, model.encode(of), guidance_scale, drawing.precision)
@@ -108,7 +110,7 @@ def draw_images(source: Source, prompts: Sequence[str], drawing: DrawingSettings
         evaluation = EvaluationSettings(
             seed=drawing.seed + start, num_steps=drawing.num_steps, guidance_scale=drawing.guidance_scale
         )
-        yield draw(model, velocity_of, part, evaluation, drawing.micro_batch, sample=sample)
+        yield draw(model, velocity_of, part, evaluation, sizes, sample=sample)
 
 
 def generate(request: GenerationRequest, tell: Tell) -> Generation:

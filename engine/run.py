@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.artifacts.checkpoint import Checkpoint, save_checkpoint
+from engine.batching import BatchSizes, fixed_size, fixed_sizes
 from engine.events import CheckpointSaved, Event, Message
 from engine.guards import Guards
 from engine.models import PromptEmbeddings, TextToImage, load_model, model_folder
@@ -37,7 +38,7 @@ class Run:
     """Everything a run holds between iterations; `step` counts the finished ones.
 
     average: the weights that are evaluated and exported, where they are averaged. sampler: those that draw the images,
-    where another policy than the one in training does (DiffusionNFT).
+    where another policy than the one in training does (DiffusionNFT). sizes: images at a time, by phase.
     """
 
     settings: RunSettings
@@ -54,6 +55,7 @@ class Run:
     average: RunningAverage | None
     sampler: RunningAverage | None
     counter: ForwardCounter
+    sizes: BatchSizes
     guards: Guards
     ranks: Ranks
     step: int = 0
@@ -114,6 +116,9 @@ def prepare(
         rewards=rewards, trainable=trainable, optimiser=optimiser,
         kernel=make_kernel(settings.sampling.kernel, settings.sampling.eta), average=average, sampler=sampler,
         counter=ForwardCounter(model.transformer),
+        sizes=fixed_sizes(
+            fixed_size(settings.compute, device), device, _sayer(emit), recovers=not ranks.sharded
+        ),
         guards=Guards(settings.guards, {reward.key: reward.weight for reward in settings.rewards}), ranks=ranks,
     )  # fmt: skip
     if checkpoint is not None:
@@ -148,6 +153,11 @@ def _cached_encoder(
     cache.fill(needed, tell)
     model.release_encoders()
     return cache.encode
+
+
+def _sayer(emit: Emit) -> Callable[[str], None]:
+    """Emits a text as a warning."""
+    return lambda text: emit(Message(time=time.time(), level="warning", text=text))
 
 
 @contextmanager

@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from engine.artifacts.checkpoint import Checkpoint
+from engine.batching import decode
 from engine.evaluation import evaluate
 from engine.events import Finished, IterationDone, Message, PhaseSeconds, Started
 from engine.generators import derived_generator
+from engine.gradients import accumulate, clip_gradient
 from engine.learning_rate import learning_rate_at
 from engine.models import PromptEmbeddings
 from engine.models.velocity import prompt_velocity
@@ -34,6 +36,7 @@ from engine.objective.advantage import balanced_splits, best_and_worst, group_ad
 from engine.objective.base import ImageVelocity, Objective, choose_steps
 from engine.objective.grpo import GrpoObjective
 from engine.objective.nft import NftObjective, noise_images
+from engine.probing import size_batches
 from engine.prompts import prompts_of_iteration
 from engine.ranks import ALONE, Ranks, Share
 from engine.rewards import score_all
@@ -41,7 +44,6 @@ from engine.run import Emit, Run, device_name, prepare, sampling_policy, save, s
 from engine.sampling.rollout import MicroBatches, Plan, Rollout, Velocity, make_plan, rollout
 from engine.sampling.window import window_start
 from engine.settings import RunSettings
-from engine.sharding import whole
 from engine.versions import versions
 from engine.work import num_trained_steps
 
@@ -100,6 +102,7 @@ def train(
     """
     run = prepare(settings, out, emit, checkpoint, ranks=ranks)
     run.emit(_started(run))
+    size_batches(run)
     for note in run.prompts.notes:
         run.emit(Message(time=time.time(), text=note))
     if run.step == 0:
@@ -179,11 +182,11 @@ def sample_and_score(run: Run) -> Batch:
         kernel=run.kernel,
         generator=derived_generator(settings.seed, "step_noise", iteration),
         shared_prefix=settings.sampling.shared_prefix,
-        micro_batch=settings.compute.micro_batch,
+        micro_batch=run.sizes.sample,
         share=share,
     )
     sampled = time.perf_counter()
-    images = run.model.decode(drawn.latents)
+    images = decode(run.model, drawn.latents, run.sizes.decode)
     decoded = time.perf_counter()
     scores, diversity = _scores_of_all(run, images, prompts, groups)
     advantages = group_advantages(
@@ -211,7 +214,7 @@ def _scores_of_all(
     Diversity is the root mean square difference of two images of one group, in [0, 1].
     """
     group_size = run.settings.grpo.group_size
-    own = score_all(run.rewards, images, [prompt for prompt in prompts for _ in range(group_size)])
+    own = score_all(run.rewards, images, [prompt for prompt in prompts for _ in range(group_size)], run.sizes.score)
     # Over pairs the mean squared difference is twice the unbiased variance.
     grouped = images.reshape(len(prompts), group_size, -1).astype(np.float32) / 255
     variance = grouped.var(axis=1, ddof=1).mean() * (len(prompts) / groups.total)
@@ -241,8 +244,8 @@ def update(run: Run, batch: Batch) -> UpdateStats:
         if len(chosen) == 0:
             continue
         own = batch.share.own(chosen)
-        loss, share, largest = _accumulate(run, objective, own, len(images))
-        norm = _clip_gradient(run)
+        loss, share, largest = accumulate(run, objective, own, len(images))
+        norm = clip_gradient(run)
         if _is_left_out(run, loss, norm):
             run.optimiser.zero_grad(set_to_none=True)
             continue
@@ -295,46 +298,9 @@ def make_objective(run: Run, batch: Batch) -> Objective:
     trained = choose_steps(len(sigmas), share.total, num_chosen, generator)[:, share.rows]
     noise = derived_generator(settings.seed, "forward_noise", run.step)
     with sampling_policy(run):
-        in_batches = MicroBatches(velocity, settings.compute.micro_batch, run.ranks)
+        in_batches = MicroBatches(velocity, run.sizes.sample, run.ranks)
         noised = noise_images(drawn.latents, sigmas, trained, in_batches, noise, share=share)
     return NftObjective(trained, velocity, base, noised, advantages, settings.grpo.advantage_clip, settings.nft)
-
-
-def _accumulate(run: Run, objective: Objective, own: Tensor, num_images: int) -> tuple[float, float, float]:
-    """Add the gradient of the loss over a rank's own images and their trained steps, a mean over `num_images` of all.
-
-    Returns the loss, the clipped share, and the largest drift, all of all ranks.
-    """
-    num_steps = num_trained_steps(run.settings)
-    totals: list[Tensor] = []
-    for step, trained in enumerate(objective.trained):
-        here = own[trained[own]]
-        parts = here.split(run.settings.compute.micro_batch) if len(here) else ()
-        for _ in range(run.ranks.busiest(len(parts)) - len(parts)):
-            _keep_in_step(objective, step, run.device)
-        for part in parts:
-            terms = objective.terms(step, part.to(run.device))
-            share = len(part) / (num_images * num_steps)
-            (terms.loss * share).backward()
-            totals.append(torch.stack([terms.loss.detach() * share, terms.clipped_share * share, terms.drift]))
-    # Read once: until here nothing waits for the device.
-    figures = torch.stack(totals) if totals else torch.zeros(1, 3)
-    heard = run.ranks.gather((float(figures[:, 0].sum()), float(figures[:, 1].sum()), float(figures[:, 2].max())))
-    losses, clipped_shares, drifts = zip(*heard, strict=True)
-    return sum(losses), sum(clipped_shares), max(drifts)
-
-
-def _keep_in_step(objective: Objective, step: int, device: torch.device) -> None:
-    """Run the model for nothing, as another rank needs this one's part of the weights."""
-    first_image = torch.zeros(1, dtype=torch.long, device=device)
-    (objective.terms(step, first_image).loss * 0.0).backward()
-
-
-def _clip_gradient(run: Run) -> float:
-    """Add up the gradients of all ranks and clip the sum; its norm before that."""
-    parameters = run.trainable.parameters.values()
-    run.ranks.add_up_gradients(parameters)
-    return float(whole(torch.nn.utils.clip_grad_norm_(parameters, run.settings.optimiser.max_grad_norm)))
 
 
 def _image_velocities(run: Run, batch: Batch, guidance_scale: float) -> tuple[ImageVelocity, ImageVelocity]:
@@ -378,7 +344,7 @@ def _evaluate(run: Run) -> None:
     with run.trainable.replaced_by(run.average.average) if run.average else nullcontext():
         drawn = evaluate(
             run.model, velocity_of, run.rewards, run.prompts.held_out, settings.evaluation,
-            step=run.step, out=run.out, micro_batch=settings.compute.micro_batch, ranks=run.ranks,
+            step=run.step, out=run.out, sizes=run.sizes, ranks=run.ranks,
         )  # fmt: skip
     run.emit(drawn)
     _alarm(run, run.guards.after_evaluation(drawn.rewards))

@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.batching import BatchSize, DeviceFullError
+
 Pixels = NDArray[np.uint8]
 Column = NDArray[np.float32]
 
@@ -58,16 +60,22 @@ class Reward(Protocol):
         ...
 
 
-def score_all(rewards: Mapping[str, Reward], images: Pixels, prompts: Sequence[str]) -> ScoredBatch:
-    """Ask every reward about uint8 images (N, H, W, 3). What fails becomes NaN and a message, never a score of 0."""
+def score_all(
+    rewards: Mapping[str, Reward], images: Pixels, prompts: Sequence[str], size: BatchSize | None = None
+) -> ScoredBatch:
+    """Ask every reward about uint8 images (N, H, W, 3). What fails becomes NaN and a message, never a score of 0.
+
+    A reward is given at most `size` images at a time (None = all), and fewer where the device's memory runs out.
+    """
     assert len(images) == len(prompts), "an image a prompt"
+    size = size or BatchSize("score", max(1, len(images)))
     values: dict[str, Column] = {}
     extras: dict[str, Column] = {}
     seconds: dict[str, float] = {}
     messages: list[str] = []
     for name, reward in rewards.items():
         begun = time.perf_counter()
-        scores, message = _score_safely(name, reward, images, prompts)
+        scores, message = _score_safely(name, reward, images, prompts, size)
         seconds[name] = time.perf_counter() - begun
         values[name] = scores.values
         for measure, column in scores.extras.items():
@@ -78,11 +86,19 @@ def score_all(rewards: Mapping[str, Reward], images: Pixels, prompts: Sequence[s
     return ScoredBatch(values, extras, seconds, tuple(messages))
 
 
-def _score_safely(name: str, reward: Reward, images: Pixels, prompts: Sequence[str]) -> tuple[Scores, str]:
+def _score_safely(
+    name: str, reward: Reward, images: Pixels, prompts: Sequence[str], size: BatchSize
+) -> tuple[Scores, str]:
     """A reward's scores, and a sentence on what went wrong ("" if nothing did)."""
+
+    def part(rows: slice) -> Scores:
+        return _checked(reward.score(images[rows], prompts[rows]), len(images[rows]))
+
     try:
-        scores = _checked(reward.score(images, prompts), len(images))
+        scores = _joined(size.map(len(images), part))
         reason = scores.failure
+    except DeviceFullError:
+        raise
     except Exception as error:  # a reward is foreign code: whatever it raises must not end a run
         scores, reason = _score_one_by_one(reward, images, prompts), _words(error)
     num_failed = int((~np.isfinite(scores.values)).sum())
@@ -91,6 +107,18 @@ def _score_safely(name: str, reward: Reward, images: Pixels, prompts: Sequence[s
     reason = reason or "the score is not a number"
     share = f"{num_failed} of {len(images)} images"
     return scores, f"The reward {name} could not score {share} ({reason}); they are left out."
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """The scores of all parts, with the first failure that one of them tells of."""
+    if len(parts) == 1:
+        return parts[0]
+    measures = set.intersection(*(set(part.extras) for part in parts))
+    return Scores(
+        np.concatenate([part.values for part in parts]),
+        {name: np.concatenate([part.extras[name] for part in parts]) for name in parts[0].extras if name in measures},
+        next((part.failure for part in parts if part.failure), ""),
+    )
 
 
 def _score_one_by_one(reward: Reward, images: Pixels, prompts: Sequence[str]) -> Scores:

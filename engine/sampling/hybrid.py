@@ -15,6 +15,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
+from engine.batching import BatchSize
 from engine.sampling.rollout import Velocity, sample_ode
 
 
@@ -38,7 +39,12 @@ class Hybrid:
     base: Callable[[], AbstractContextManager[None]]
 
     def sample(
-        self, velocity: Velocity, noise: Tensor, prompt_index: Tensor, sigmas: Sequence[float], micro_batch: int
+        self,
+        velocity: Velocity,
+        noise: Tensor,
+        prompt_index: Tensor,
+        sigmas: Sequence[float],
+        micro_batch: int | BatchSize,
     ) -> Tensor:
         """The images' latents (B, …) at the end of the grid σ (T+1,), from `noise` (B, …) at its start."""
         latents = sample_ode(velocity, noise, prompt_index, sigmas[: self.num_tuned + 1], micro_batch)

@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from engine.batching import BatchSize
 from engine.ranks import ALONE, Ranks, Share
 from engine.sampling.schedule import flow_sigmas, regrid_tail, tail_sigmas
 from engine.sampling.sde import Kernel, clean_prediction, draw, log_prob, ode_step
@@ -127,7 +128,7 @@ def rollout(  # noqa: PLR0917 - what goes in, in the order it is used
     generator: torch.Generator,
     *,
     shared_prefix: bool,
-    micro_batch: int,
+    micro_batch: int | BatchSize,
     share: Share | None = None,
 ) -> Rollout:
     """Draws G images for each of P prompts from `noise`: (P, …) shared by a group, or (P·G, …), one for each image.
@@ -151,7 +152,7 @@ def rollout(  # noqa: PLR0917 - what goes in, in the order it is used
 
 @torch.no_grad()
 def sample_ode(
-    velocity: Velocity, noise: Tensor, prompt_index: Tensor, sigmas: Sequence[float], micro_batch: int
+    velocity: Velocity, noise: Tensor, prompt_index: Tensor, sigmas: Sequence[float], micro_batch: int | BatchSize
 ) -> Tensor:
     """The images' latents (B, …) at the end of the grid, from `noise` (B, …) at its start, by Euler's steps alone."""
     forward = MicroBatches(velocity, micro_batch)
@@ -173,22 +174,23 @@ class MicroBatches:
     `ranks` are those whose numbers of images may differ, to be kept in step where they hold the weights in parts.
     """
 
-    def __init__(self, velocity: Velocity, size: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, velocity: Velocity, size: int | BatchSize, ranks: Ranks = ALONE) -> None:
         self.velocity = velocity
-        self.size = size
+        self.size = BatchSize.of(size, "sample")
         self.ranks = ranks
         self.num_velocities = 0
 
     def __call__(self, latents: Tensor, sigma: float, prompt_index: Tensor) -> Tensor:
         """The velocity (B, …), in parts."""
         self.num_velocities += len(latents)
-        parts = list(zip(latents.split(self.size), prompt_index.split(self.size), strict=True)) if len(latents) else []
-        num_idle = self.ranks.busiest(len(parts)) - len(parts)
+        num_parts = -(-len(latents) // self.size.limit)
+        num_idle = self.ranks.busiest(num_parts) - num_parts
         for _ in range(num_idle):
             self.velocity(latents.new_zeros(1, *latents.shape[1:]), sigma, prompt_index.new_zeros(1))
-        if not parts:
+        if not num_parts:
             return torch.zeros_like(latents)
-        return torch.cat([self.velocity(part, sigma, index) for part, index in parts])
+        parts = self.size.map(len(latents), lambda rows: self.velocity(latents[rows], sigma, prompt_index[rows]))
+        return torch.cat(parts)
 
 
 def _prefix(forward: MicroBatches, latents: Tensor, prompt_index: Tensor, plan: Plan) -> tuple[Tensor, History]:

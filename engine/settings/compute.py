@@ -13,7 +13,10 @@ class ComputeSettings(Section):
     """Device and batching."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU if there is one.")
-    micro_batch: PositiveInt = Field(48, description="Most images in one forward pass.")
+    micro_batch: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="Most images in one forward pass; auto = as many as fit a GPU's memory, by trying; 48 on a CPU.",
+    )
     num_threads: int = Field(0, ge=0, description="CPU threads of a process; 0 = all cores, shared by the processes.")
     num_processes: int = Field(
         1, ge=1, le=64,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from engine.artifacts.export.source import ExportSource
+from engine.batching import fixed_sizes
 from engine.evaluation import draw
 from engine.models import TextToImage, load_model
 from engine.models.velocity import prompt_velocity
@@ -30,4 +31,4 @@ def draw_as_in_training(source: ExportSource, prompts: Sequence[str]) -> np.ndar
     def velocity_of(of: Sequence[str], guidance_scale: float) -> Velocity:
         return prompt_velocity(model, model.encode(of), guidance_scale, "float32")
 
-    return draw(model, velocity_of, prompts, source.settings.evaluation, len(prompts))
+    return draw(model, velocity_of, prompts, source.settings.evaluation, fixed_sizes(len(prompts), torch.device("cpu")))
