@@ -70,7 +70,10 @@ class EventLog:
 
 
 def _events_up_to(path: Path, step: int) -> list[Event]:
-    """The events of an earlier process that still hold: none past `step`, no ending, no half-written line."""
+    """The events of an earlier process that still hold: none past `step`, no ending, no half-written line.
+
+    Warnings after the last of them are of iterations that are done again, and will be told again.
+    """
     if step == 0 or not path.exists():
         return []
     kept: list[Event] = []
@@ -82,7 +85,9 @@ def _events_up_to(path: Path, step: int) -> list[Event]:
         if isinstance(event, Finished) or (not isinstance(event, Message) and event.step > step):
             continue
         kept.append(event)
-    return kept
+    last = max((place for place, event in enumerate(kept) if not isinstance(event, Message)), default=-1)
+    told = [event for event in kept[last + 1 :] if isinstance(event, Message) and event.level != "warning"]
+    return [*kept[: last + 1], *told]
 
 
 def run_training(arguments: argparse.Namespace) -> int:

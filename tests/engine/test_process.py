@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from engine import process
-from engine.events import Event, Finished, IterationDone, Message, SamplesDrawn, Started, parse_event
+from engine.events import CheckpointSaved, Event, Finished, IterationDone, Message, SamplesDrawn, Started, parse_event
 from engine.requests import EvaluationRequest, GenerationRequest
 from engine.settings import RunSettings
 from engine.settings_text import read_settings
@@ -72,6 +72,18 @@ def test_resuming_continues_the_event_log_without_doubles(tiny_settings: RunSett
     for name in ("adapter.safetensors", "optimiser.safetensors"):
         resumed = (out / "checkpoints" / "step-000004" / name).read_bytes()
         assert resumed == (tmp_path / "lost" / name).read_bytes()
+
+
+def test_warnings_of_iterations_that_are_done_again_are_told_once(tmp_path: Path) -> None:
+    saved = CheckpointSaved(time=1.0, step=2, path="checkpoints/step-000002", num_bytes=1)
+    before, after = (Message(time=1.0, level="warning", text=f"{when} the checkpoint") for when in ("before", "after"))
+    error = Message(time=1.0, level="error", text="The disk is full.")
+    (tmp_path / "events.jsonl").write_text(
+        "".join(event.model_dump_json() + "\n" for event in (before, saved, after, error))
+    )
+    log = process.EventLog(tmp_path / "events.jsonl", keep_until=2)
+    log.close()
+    assert events_of(tmp_path) == log.kept == [before, saved, error]
 
 
 def test_a_longer_run_may_go_on_from_a_shorter_one(tiny_settings: RunSettings, tmp_path: Path) -> None:
