@@ -28,9 +28,9 @@ from engine.settings import ModelName, ModelSettings
 __all__ = ["MODELS", "PromptEmbeddings", "TextToImage", "guidance_arguments", "load_model", "model_folder"]
 
 MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
-    "builtin": StableDiffusion3,
+    "builtin": StableDiffusion3.from_folder,
     "flux": Flux.from_folder,
-    "sd3": StableDiffusion3,
+    "sd3": StableDiffusion3.from_folder,
     "chroma": Chroma.from_folder,
     "lumina2": Lumina2.from_folder,
     "qwen_image": QwenImage.from_folder,

@@ -8,11 +8,9 @@ gives, whole: once that is a mask of true and false, it masks here too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import ChromaPipeline
 from diffusers.models.transformers.transformer_chroma import ChromaSingleTransformerBlock
@@ -20,21 +18,11 @@ from torch import Tensor, nn
 
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.checkpointing import Mend, mended_checkpoints
-from engine.models.pipelines import (
-    decode_latents,
-    freeze,
-    load_pipeline,
-    release_encoders,
-    resolution_shift,
-    shifted_sigmas,
-)
+from engine.models.pipeline_model import PipelineModel
 from engine.models.tokens import from_tokens, to_tokens, token_positions
-from engine.settings import ModelSettings
-
-_PACKED = 2  # latents a side of a token
 
 
-class Chroma:
+class Chroma(PipelineModel):
     """Adapter of a ChromaPipeline.
 
     Args:
@@ -42,26 +30,8 @@ class Chroma:
         resolution: pixels a side; None = the pipeline's own, 1024 with FLUX.1's autoencoder.
     """
 
+    pipeline_class: type = ChromaPipeline
     lora_targets: Sequence[str] = JOINT_ATTENTION_LORA_TARGETS
-
-    def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
-        self.pipeline = pipeline
-        freeze(pipeline)
-        self.transformer: Any = pipeline.transformer
-        self.device = torch.device("cpu")
-        self._latent_side = (
-            pipeline.default_sample_size if resolution is None else resolution // pipeline.vae_scale_factor
-        )
-
-    @classmethod
-    def from_folder(cls, folder: Path, settings: ModelSettings) -> Self:
-        """The pipeline in a folder as `save_pretrained` writes it. Raises ValueError if it is another family's."""
-        return cls(load_pipeline(ChromaPipeline, folder, settings), settings.resolution)
-
-    def to(self, device: torch.device) -> None:
-        """Move every part to a device."""
-        self.pipeline.to(device)
-        self.device = device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -69,34 +39,9 @@ class Chroma:
         tokens, _, mask, empty_tokens, _, empty_mask = self.pipeline.encode_prompt(list(prompts), device=self.device)
         return PromptEmbeddings({"tokens": tokens, "mask": mask}, {"tokens": empty_tokens[:1], "mask": empty_mask[:1]})
 
-    def release_encoders(self) -> None:
-        """Free the text encoder's memory; no prompt can be encoded after it."""
-        release_encoders(self.pipeline)
-
-    def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
-        """Standard normal latents (N, C, h, w); packed, they are what the pipeline draws from the same seed."""
-        channels = self.transformer.config.in_channels // _PACKED**2
-        shape = (num_images, channels, self._latent_side, self._latent_side)
-        return torch.randn(shape, generator=generator).to(self.device)
-
-    def sigmas(self, num_steps: int) -> Tensor:
-        """The grid (T+1,) of a plain pipeline call, shifted or bent as the scheduler's config says."""
-        scheduler, num_tokens = self.pipeline.scheduler, (self._latent_side // _PACKED) ** 2
-        return shifted_sigmas(scheduler, num_steps, resolution_shift(scheduler, num_tokens))
-
-    def velocity(
-        self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
-    ) -> Tensor:
-        """Velocity (B, C, h, w) at one σ, with classifier-free guidance where guidance_scale > 1."""
-        if guidance_scale <= 1:
-            return self._predict(latents, sigma, embeddings.rows(rows))
-        text = embeddings.guided_rows(rows)
-        empty, full = self._predict(torch.cat([latents, latents]), sigma, text).chunk(2)
-        return empty + guidance_scale * (full - empty)
-
-    def _predict(self, latents: Tensor, sigma: float, text: dict[str, Tensor]) -> Tensor:
-        batch, height, width = len(latents), latents.shape[2] // _PACKED, latents.shape[3] // _PACKED
-        tokens = to_tokens(latents, _PACKED)
+    def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
+        batch, height, width = len(latents), latents.shape[2] // self.packed, latents.shape[3] // self.packed
+        tokens = to_tokens(latents, self.packed)
         mask = torch.cat([text["mask"], text["mask"].new_ones(batch, tokens.shape[1])], dim=1)
         with mended_checkpoints(self.transformer, _masked(mask)):
             predicted = self.transformer(
@@ -108,11 +53,14 @@ class Chroma:
                 attention_mask=mask,
                 return_dict=False,
             )[0]
-        return from_tokens(predicted, height, width, _PACKED)
+        return from_tokens(predicted, height, width, self.packed)
 
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """uint8 images (N, H, W, 3)."""
-        return decode_latents(self.pipeline.vae, latents)
+
+    @property
+    def _num_channels(self) -> int:
+        """Channels C of the latents; those of a token come packed."""
+        channels: int = self.transformer.config.in_channels
+        return channels // self.packed**2
 
 
 def _masked(mask: Tensor) -> Mend:

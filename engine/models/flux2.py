@@ -10,9 +10,8 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.models.base import PromptEmbeddings
-from engine.models.pipelines import freeze, load_pipeline, release_encoders, shifted_sigmas, to_pixels
+from engine.models.pipeline_model import PipelineModel
+from engine.models.pipelines import shifted_sigmas, to_pixels
 from engine.models.tokens import from_tokens, to_tokens
-from engine.settings import ModelSettings
-
-_PACKED = 2  # the autoencoder's latents a side of one of the transformer's
 
 # Attention and feed-forward; the single blocks' are one layer in and one out, the latter added by its full name, since
 # the double blocks' `to_out` is a list.
@@ -38,7 +35,7 @@ _LORA_TARGETS = (
 )  # fmt: skip
 
 
-class Flux2:
+class Flux2(PipelineModel):
     """Adapter of a Flux2Pipeline.
 
     Args:
@@ -49,25 +46,10 @@ class Flux2:
     pipeline_class: type = Flux2Pipeline
 
     def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
-        self.pipeline = pipeline
-        freeze(pipeline)
-        self.transformer: Any = pipeline.transformer
+        super().__init__(pipeline, resolution)
         num_single = len(self.transformer.single_transformer_blocks)
         single = (f"single_transformer_blocks.{i}.attn.to_out" for i in range(num_single))
-        self.lora_targets: Sequence[str] = (*_LORA_TARGETS, *single)
-        self.device = torch.device("cpu")
-        own = pipeline.default_sample_size
-        self._side = (own if resolution is None else resolution // pipeline.vae_scale_factor) // _PACKED
-
-    @classmethod
-    def from_folder(cls, folder: Path, settings: ModelSettings) -> Self:
-        """The pipeline in a folder as `save_pretrained` writes it. Raises ValueError if it is another family's."""
-        return cls(load_pipeline(cls.pipeline_class, folder, settings), settings.resolution)
-
-    def to(self, device: torch.device) -> None:
-        """Move every part to a device."""
-        self.pipeline.to(device)
-        self.device = device
+        self.lora_targets = (*_LORA_TARGETS, *single)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -75,18 +57,9 @@ class Flux2:
         tokens, _ = self.pipeline.encode_prompt(list(prompts), device=self.device)
         return PromptEmbeddings({"tokens": tokens})
 
-    def release_encoders(self) -> None:
-        """Free the text encoder's memory; no prompt can be encoded after it."""
-        release_encoders(self.pipeline)
-
-    def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
-        """Standard normal latents (N, 4·C, h, w), as the pipeline draws them from the same seed."""
-        shape = (num_images, self.transformer.config.in_channels, self._side, self._side)
-        return torch.randn(shape, generator=generator).to(self.device)
-
     def sigmas(self, num_steps: int) -> Tensor:
         """The grid (T+1,) of a plain pipeline call, shifted by the resolution and by the number of steps."""
-        mu = compute_empirical_mu(image_seq_len=self._side**2, num_steps=num_steps)
+        mu = compute_empirical_mu(image_seq_len=self.latent_side**2, num_steps=num_steps)
         return shifted_sigmas(self.pipeline.scheduler, num_steps, mu)
 
     def velocity(
@@ -104,16 +77,18 @@ class Flux2:
                 f"The guidance scale is {guidance_scale:g}, but this FLUX.2 model takes none; set "
                 "sampling.guidance_scale and evaluation.guidance_scale to 1."
             )
-        return self._predict(latents, sigma, embeddings.rows(rows)["tokens"], guidance)
+        return self._predict(latents, sigma, embeddings.rows(rows), guidance)
 
-    def _predict(self, latents: Tensor, sigma: float, text: Tensor, guidance: Tensor | None) -> Tensor:
+    def _predict(
+        self, latents: Tensor, sigma: float, text: Mapping[str, Tensor], guidance: Tensor | None = None
+    ) -> Tensor:
         batch, _, height, width = latents.shape
         predicted = self.transformer(
             hidden_states=to_tokens(latents, 1),
-            encoder_hidden_states=text,
+            encoder_hidden_states=text["tokens"],
             timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
             img_ids=_image_ids(height, width, latents.device),
-            txt_ids=_text_ids(text.shape[1], latents.device),
+            txt_ids=_text_ids(text["tokens"].shape[1], latents.device),
             guidance=guidance,
             return_dict=False,
         )[0]
@@ -125,7 +100,11 @@ class Flux2:
         vae = self.pipeline.vae
         mean, variance = (tensor.view(1, -1, 1, 1) for tensor in (vae.bn.running_mean, vae.bn.running_var))
         own = latents * torch.sqrt(variance + vae.config.batch_norm_eps) + mean
-        return to_pixels(vae.decode(functional.pixel_shuffle(own, _PACKED), return_dict=False)[0])
+        return to_pixels(vae.decode(functional.pixel_shuffle(own, self.packed), return_dict=False)[0])
+
+    def _side_of(self, resolution: int | None) -> int:
+        """The transformer's latents a side of images of `resolution` pixels a side."""
+        return super()._side_of(resolution) // self.packed
 
 
 def _image_ids(height: int, width: int, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.models.base import PromptEmbeddings
 from engine.models.flux2 import Flux2
+from engine.models.pipeline_model import PipelineModel
 
 
 class Flux2Klein(Flux2):
@@ -34,13 +35,9 @@ class Flux2Klein(Flux2):
 
         Raises ValueError for a scale above 1 if the model is distilled.
         """
-        if guidance_scale <= 1:
-            return self._predict(latents, sigma, embeddings.rows(rows)["tokens"], None)
-        if self.pipeline.config.is_distilled:
+        if guidance_scale > 1 and self.pipeline.config.is_distilled:
             raise ValueError(
                 f"The guidance scale is {guidance_scale:g}, but this FLUX.2 klein is distilled and takes none; set "
                 "sampling.guidance_scale and evaluation.guidance_scale to 1, or tune a base model."
             )
-        text = embeddings.guided_rows(rows)["tokens"]
-        empty, full = self._predict(torch.cat([latents, latents]), sigma, text, None).chunk(2)
-        return empty + guidance_scale * (full - empty)
+        return PipelineModel.velocity(self, latents, sigma, embeddings, rows, guidance_scale)

@@ -9,9 +9,8 @@ steps is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,11 @@ from torch import Tensor
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.checkpointing import mended_checkpoints
 from engine.models.masks import cut_padding
-from engine.models.pipelines import freeze, latents_a_side, load_pipeline, release_encoders, to_pixels
-from engine.settings import ModelSettings
+from engine.models.pipeline_model import PipelineModel
+from engine.models.pipelines import latents_a_side, to_pixels
 
 
-class HunyuanImage:
+class HunyuanImage(PipelineModel):
     """Adapter of a HunyuanImagePipeline.
 
     Args:
@@ -36,29 +35,16 @@ class HunyuanImage:
     predicts mean velocities (MeanFlow).
     """
 
+    pipeline_class: type = HunyuanImagePipeline
     lora_targets: Sequence[str] = JOINT_ATTENTION_LORA_TARGETS
 
     def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
-        self.pipeline = pipeline
-        freeze(pipeline)
-        self.transformer: Any = pipeline.transformer
-        self.device = torch.device("cpu")
+        super().__init__(pipeline, resolution)
         if self.transformer.config.use_meanflow:
             raise ValueError(
                 "This HunyuanImage predicts the mean velocity of a whole step (use_meanflow), which no stochastic step "
                 "can be made of; choose a folder of the base model."
             )
-        self._latent_side = latents_a_side(resolution, pipeline.default_sample_size, pipeline.vae_scale_factor)
-
-    @classmethod
-    def from_folder(cls, folder: Path, settings: ModelSettings) -> Self:
-        """The pipeline in a folder as `save_pretrained` writes it. Raises ValueError if it is another family's."""
-        return cls(load_pipeline(HunyuanImagePipeline, folder, settings), settings.resolution)
-
-    def to(self, device: torch.device) -> None:
-        """Move every part to a device."""
-        self.pipeline.to(device)
-        self.device = device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -73,15 +59,6 @@ class HunyuanImage:
         (tokens, mask), (glyphs, glyph_mask) = cut_padding(tokens, mask), cut_padding(glyphs, glyph_mask)
         return {"tokens": tokens, "mask": mask, "glyphs": glyphs.to(tokens.dtype), "glyph_mask": glyph_mask}
 
-    def release_encoders(self) -> None:
-        """Free both text encoders' memory; no prompt can be encoded after it."""
-        release_encoders(self.pipeline)
-
-    def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
-        """Standard normal latents (N, C, h, w), as the pipeline draws them from the same seed."""
-        shape = (num_images, self.transformer.config.in_channels, self._latent_side, self._latent_side)
-        return torch.randn(shape, generator=generator).to(self.device)
-
     def sigmas(self, num_steps: int) -> Tensor:
         """The grid (T+1,) of a plain pipeline call: T equal steps, shifted as the scheduler's config says."""
         scheduler = self.pipeline.scheduler
@@ -95,14 +72,10 @@ class HunyuanImage:
         if self.transformer.config.guidance_embeds:
             guidance = torch.full((len(latents),), guidance_scale, dtype=torch.float32, device=latents.device) * 1000
             return self._predict(latents, sigma, embeddings.rows(rows), guidance)
-        if guidance_scale <= 1:
-            return self._predict(latents, sigma, embeddings.rows(rows))
-        text = embeddings.guided_rows(rows)
-        empty, full = self._predict(torch.cat([latents, latents]), sigma, text).chunk(2)
-        return empty + guidance_scale * (full - empty)
+        return super().velocity(latents, sigma, embeddings, rows, guidance_scale)
 
     def _predict(
-        self, latents: Tensor, sigma: float, text: dict[str, Tensor], guidance: Tensor | None = None
+        self, latents: Tensor, sigma: float, text: Mapping[str, Tensor], guidance: Tensor | None = None
     ) -> Tensor:
         time = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device) * 1000
         with mended_checkpoints(self.transformer):
@@ -123,3 +96,7 @@ class HunyuanImage:
         """uint8 images (N, H, W, 3)."""
         vae = self.pipeline.vae
         return to_pixels(vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0])
+
+    def _side_of(self, resolution: int | None) -> int:
+        """Latents a side of images of `resolution` pixels a side."""
+        return latents_a_side(resolution, self.pipeline.default_sample_size, self.pipeline.vae_scale_factor)

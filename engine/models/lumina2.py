@@ -7,29 +7,22 @@ row of the latents, as in the plain call. That call's `cfg_trunc_ratio` is left 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from diffusers import Lumina2Pipeline
 from torch import Tensor
 
 from engine.models.base import PromptEmbeddings
 from engine.models.masks import cut_padding
+from engine.models.pipeline_model import PipelineModel
 from engine.models.pipelines import (
-    decode_latents,
-    freeze,
-    load_pipeline,
-    release_encoders,
     resolution_shift,
     shifted_sigmas,
 )
-from engine.settings import ModelSettings
 
 
-class Lumina2:
+class Lumina2(PipelineModel):
     """Adapter of a Lumina2Pipeline.
 
     Args:
@@ -37,29 +30,11 @@ class Lumina2:
         resolution: pixels a side; None = the transformer's own, 1024 for the published one.
     """
 
+    pipeline_class: type = Lumina2Pipeline
     lora_targets: Sequence[str] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "feed_forward.linear_1", "feed_forward.linear_2", "feed_forward.linear_3",
     )  # fmt: skip
-
-    def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
-        self.pipeline = pipeline
-        freeze(pipeline)
-        self.transformer: Any = pipeline.transformer
-        self.device = torch.device("cpu")
-        self._latent_side = (
-            pipeline.default_sample_size if resolution is None else resolution // pipeline.vae_scale_factor
-        )
-
-    @classmethod
-    def from_folder(cls, folder: Path, settings: ModelSettings) -> Self:
-        """The pipeline in a folder as `save_pretrained` writes it. Raises ValueError if it is another family's."""
-        return cls(load_pipeline(Lumina2Pipeline, folder, settings), settings.resolution)
-
-    def to(self, device: torch.device) -> None:
-        """Move every part to a device."""
-        self.pipeline.to(device)
-        self.device = device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -67,15 +42,6 @@ class Lumina2:
         tokens, mask, empty_tokens, empty_mask = self.pipeline.encode_prompt(list(prompts), device=self.device)
         texts, empty = cut_padding(tokens, mask), cut_padding(empty_tokens[:1], empty_mask[:1])
         return PromptEmbeddings({"tokens": texts[0], "mask": texts[1]}, {"tokens": empty[0], "mask": empty[1]})
-
-    def release_encoders(self) -> None:
-        """Free the text encoder's memory; no prompt can be encoded after it."""
-        release_encoders(self.pipeline)
-
-    def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
-        """Standard normal latents (N, C, h, w), as the pipeline draws them from the same seed."""
-        shape = (num_images, self.transformer.config.in_channels, self._latent_side, self._latent_side)
-        return torch.randn(shape, generator=generator).to(self.device)
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The grid (T+1,) of a plain pipeline call.
@@ -91,12 +57,11 @@ class Lumina2:
         """Velocity (B, C, h, w) at one σ, with classifier-free guidance where guidance_scale > 1."""
         if guidance_scale <= 1:
             return self._predict(latents, sigma, embeddings.rows(rows))
-        text = embeddings.guided_rows(rows)
-        empty, full = self._predict(torch.cat([latents, latents]), sigma, text).chunk(2)
+        empty, full = self._predict_both(latents, sigma, embeddings, rows)
         guided = empty + guidance_scale * (full - empty)
         return guided * (full.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
-    def _predict(self, latents: Tensor, sigma: float, text: dict[str, Tensor]) -> Tensor:
+    def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
         time = 1 - torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device)
         predicted = self.transformer(
             hidden_states=latents,
@@ -106,7 +71,3 @@ class Lumina2:
             return_dict=False,
         )[0]
         return -predicted.float()
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """uint8 images (N, H, W, 3)."""
-        return decode_latents(self.pipeline.vae, latents)

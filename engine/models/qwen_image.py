@@ -10,8 +10,7 @@ pipeline makes one forward with the prompts and one without, here both are one f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,22 +18,16 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from engine.models.base import PromptEmbeddings
+from engine.models.pipeline_model import PipelineModel
 from engine.models.pipelines import (
-    freeze,
-    load_pipeline,
-    release_encoders,
-    resolution_shift,
-    shifted_sigmas,
     to_pixels,
 )
 from engine.models.tokens import from_tokens, to_tokens
-from engine.settings import ModelSettings
 
-_PACKED = 2  # latents a side of a token
 _EMPTY_PROMPT = " "
 
 
-class QwenImage:
+class QwenImage(PipelineModel):
     """Adapter of a QwenImagePipeline.
 
     Args:
@@ -42,30 +35,12 @@ class QwenImage:
         resolution: pixels a side; None = the pipeline's own, 1024 with Qwen-Image's autoencoder.
     """
 
+    pipeline_class: type = QwenImagePipeline
     lora_targets: Sequence[str] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
         "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2",
     )  # fmt: skip
-
-    def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
-        self.pipeline = pipeline
-        freeze(pipeline)
-        self.transformer: Any = pipeline.transformer
-        self.device = torch.device("cpu")
-        self._latent_side = (
-            pipeline.default_sample_size if resolution is None else resolution // pipeline.vae_scale_factor
-        )
-
-    @classmethod
-    def from_folder(cls, folder: Path, settings: ModelSettings) -> Self:
-        """The pipeline in a folder as `save_pretrained` writes it. Raises ValueError if it is another family's."""
-        return cls(load_pipeline(QwenImagePipeline, folder, settings), settings.resolution)
-
-    def to(self, device: torch.device) -> None:
-        """Move every part to a device."""
-        self.pipeline.to(device)
-        self.device = device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -78,42 +53,26 @@ class QwenImage:
             mask = torch.ones(tokens.shape[:2], device=tokens.device)
         return {"tokens": tokens, "mask": mask.bool()}
 
-    def release_encoders(self) -> None:
-        """Free the text encoder's memory; no prompt can be encoded after it."""
-        release_encoders(self.pipeline)
-
-    def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
-        """Standard normal latents (N, C, h, w); packed, they are what the pipeline draws from the same seed."""
-        channels = self.transformer.config.in_channels // _PACKED**2
-        shape = (num_images, channels, self._latent_side, self._latent_side)
-        return torch.randn(shape, generator=generator).to(self.device)
-
-    def sigmas(self, num_steps: int) -> Tensor:
-        """The grid (T+1,) of a plain pipeline call, shifted by the resolution where the scheduler says so."""
-        scheduler, num_tokens = self.pipeline.scheduler, (self._latent_side // _PACKED) ** 2
-        return shifted_sigmas(scheduler, num_steps, resolution_shift(scheduler, num_tokens))
-
     def velocity(
         self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
     ) -> Tensor:
         """Velocity (B, C, h, w) at one σ, with classifier-free guidance where guidance_scale > 1."""
-        height, width = latents.shape[2] // _PACKED, latents.shape[3] // _PACKED
+        height, width = latents.shape[2] // self.packed, latents.shape[3] // self.packed
         if guidance_scale <= 1:
             predicted = self._predict(latents, sigma, embeddings.rows(rows))
         else:
-            text = embeddings.guided_rows(rows)
-            empty, full = self._predict(torch.cat([latents, latents]), sigma, text).chunk(2)
+            empty, full = self._predict_both(latents, sigma, embeddings, rows)
             guided = empty + guidance_scale * (full - empty)
             predicted = guided * (full.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
-        return from_tokens(predicted, height, width, _PACKED)
+        return from_tokens(predicted, height, width, self.packed)
 
     def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
         """Velocity of the image tokens (B, h/2·w/2, 4·C), float32."""
-        batch, height, width = len(latents), latents.shape[2] // _PACKED, latents.shape[3] // _PACKED
+        batch, height, width = len(latents), latents.shape[2] // self.packed, latents.shape[3] // self.packed
         length = int(text["mask"].sum(1).max())
         mask = text["mask"][:, :length]
         predicted = self.transformer(
-            hidden_states=to_tokens(latents, _PACKED),
+            hidden_states=to_tokens(latents, self.packed),
             encoder_hidden_states=text["tokens"][:, :length],
             encoder_hidden_states_mask=None if bool(mask.all()) else mask,
             timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
@@ -131,6 +90,12 @@ class QwenImage:
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         return to_pixels(vae.decode((latents * deviation + mean).unsqueeze(2), return_dict=False)[0][:, :, 0])
+
+    @property
+    def _num_channels(self) -> int:
+        """Channels C of the latents; those of a token come packed."""
+        channels: int = self.transformer.config.in_channels
+        return channels // self.packed**2
 
 
 def guidance_arguments(guidance_scale: float) -> dict[str, Any]:

@@ -10,9 +10,7 @@ A prompt is encoded after the instruction to embellish it that is the plain call
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,13 +19,13 @@ from torch import Tensor
 
 from engine.models.base import PromptEmbeddings
 from engine.models.masks import cut_padding
-from engine.models.pipelines import freeze, latents_a_side, load_pipeline, release_encoders, to_pixels
-from engine.settings import ModelSettings
+from engine.models.pipeline_model import PipelineModel
+from engine.models.pipelines import latents_a_side, to_pixels
 
 _INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
 
-class Sana:
+class Sana(PipelineModel):
     """Adapter of a SanaPipeline.
 
     Args:
@@ -37,27 +35,11 @@ class Sana:
     Raises ValueError if the resolution is no multiple of what a latent covers (32 pixels).
     """
 
+    pipeline_class: type = SanaPipeline
     lora_targets: Sequence[str] = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
         "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
     )  # fmt: skip
-
-    def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
-        self.pipeline = pipeline
-        freeze(pipeline)
-        self.transformer: Any = pipeline.transformer
-        self.device = torch.device("cpu")
-        self._latent_side = latents_a_side(resolution, self.transformer.config.sample_size, pipeline.vae_scale_factor)
-
-    @classmethod
-    def from_folder(cls, folder: Path, settings: ModelSettings) -> Self:
-        """The pipeline in a folder as `save_pretrained` writes it. Raises ValueError if it is another family's."""
-        return cls(load_pipeline(SanaPipeline, folder, settings), settings.resolution)
-
-    def to(self, device: torch.device) -> None:
-        """Move every part to a device."""
-        self.pipeline.to(device)
-        self.device = device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -68,31 +50,12 @@ class Sana:
         texts, empty = cut_padding(tokens, mask), cut_padding(empty_tokens[:1], empty_mask[:1])
         return PromptEmbeddings({"tokens": texts[0], "mask": texts[1]}, {"tokens": empty[0], "mask": empty[1]})
 
-    def release_encoders(self) -> None:
-        """Free the text encoder's memory; no prompt can be encoded after it."""
-        release_encoders(self.pipeline)
-
-    def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
-        """Standard normal latents (N, C, h, w), as the pipeline draws them from the same seed."""
-        shape = (num_images, self.transformer.config.in_channels, self._latent_side, self._latent_side)
-        return torch.randn(shape, generator=generator).to(self.device)
-
     def sigmas(self, num_steps: int) -> Tensor:
         """The scheduler's own grid (T+1,), as a plain pipeline call with num_inference_steps = T uses it."""
         self.pipeline.scheduler.set_timesteps(num_steps)
         return self.pipeline.scheduler.sigmas.double().cpu()
 
-    def velocity(
-        self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
-    ) -> Tensor:
-        """Velocity (B, C, h, w) at one σ, with classifier-free guidance where guidance_scale > 1."""
-        if guidance_scale <= 1:
-            return self._predict(latents, sigma, embeddings.rows(rows))
-        text = embeddings.guided_rows(rows)
-        empty, full = self._predict(torch.cat([latents, latents]), sigma, text).chunk(2)
-        return empty + guidance_scale * (full - empty)
-
-    def _predict(self, latents: Tensor, sigma: float, text: dict[str, Tensor]) -> Tensor:
+    def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
         predicted = self.transformer(
             latents,
             encoder_hidden_states=text["tokens"],
@@ -114,3 +77,7 @@ class Sana:
         """uint8 images (N, H, W, 3)."""
         vae = self.pipeline.vae
         return to_pixels(vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0])
+
+    def _side_of(self, resolution: int | None) -> int:
+        """Latents a side of images of `resolution` pixels a side."""
+        return latents_a_side(resolution, self.transformer.config.sample_size, self.pipeline.vae_scale_factor)

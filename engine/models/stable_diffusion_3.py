@@ -6,24 +6,20 @@ Deviation from the pipeline's arithmetic: zero padding in T5's place is computed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.padding import count_padding, shorten_padding
+from engine.models.pipeline_model import PipelineModel
 from engine.models.pipelines import (
     check_class,
-    decode_latents,
-    freeze,
-    load_pipeline,
     open_pipeline,
-    release_encoders,
     resolution_shift,
 )
 from engine.settings import ModelSettings
@@ -32,32 +28,32 @@ from engine.settings import ModelSettings
 _SECOND_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 
-class StableDiffusion3:
-    """Adapter of a StableDiffusion3Pipeline folder.
+class StableDiffusion3(PipelineModel):
+    """Adapter of a StableDiffusion3Pipeline.
 
     Args:
-        folder: a pipeline folder as `save_pretrained` writes it.
-        settings: the resolution, and the precision of the frozen weights; the built-in model's are always float32.
+        pipeline: the pipeline; parts that are not called may be missing.
+        resolution: pixels a side; None = what the transformer was made for.
 
-    Raises ValueError if the folder holds another class, or the model cannot draw at that resolution.
+    Raises ValueError if the model cannot draw at that resolution.
     """
 
+    pipeline_class: type = StableDiffusion3Pipeline
     lora_targets: Sequence[str] = JOINT_ATTENTION_LORA_TARGETS
 
-    def __init__(self, folder: Path, settings: ModelSettings) -> None:
-        self.pipeline: Any = _pipeline(folder, settings)
-        freeze(self.pipeline)
-        self.transformer: Any = self.pipeline.transformer
-        self.device = torch.device("cpu")
+    def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
+        super().__init__(pipeline, resolution)
         if self.transformer.config.dual_attention_layers:
             self.lora_targets = (*JOINT_ATTENTION_LORA_TARGETS, *_SECOND_ATTENTION)
         self._num_padding = 1
-        self._latent_side = self._side_of(settings.resolution)
 
-    def to(self, device: torch.device) -> None:
-        """Move every part to a device."""
-        self.pipeline.to(device)
-        self.device = device
+    @classmethod
+    def from_folder(cls, folder: Path, settings: ModelSettings) -> Self:
+        """The pipeline of `sd3`, or the built-in model's: so small that it needs none of the care for memory."""
+        if settings.name == "sd3":
+            return super().from_folder(folder, settings)
+        check_class(cls.pipeline_class, folder, settings)
+        return cls(open_pipeline(folder, torch.float32), settings.resolution)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -70,20 +66,10 @@ class StableDiffusion3:
             {"tokens": both[1:], "pooled": pooled}, {"tokens": both[:1], "pooled": empty_pooled[:1]}, count
         )
 
-    def release_encoders(self) -> None:
-        """Free the text encoders' memory; no prompt can be encoded after it."""
-        release_encoders(self.pipeline)
-
-    def noise(self, generator: torch.Generator, num_images: int) -> Tensor:
-        """Standard normal latents (N, C, h, w); the first equals what the pipeline draws from the same seed."""
-        config = self.transformer.config
-        shape = (num_images, config.in_channels, self._latent_side, self._latent_side)
-        return torch.randn(shape, generator=generator).to(self.device)
-
     def sigmas(self, num_steps: int) -> Tensor:
         """The scheduler's own grid (T+1,), as a plain pipeline call with num_inference_steps = T uses it."""
         scheduler = self.pipeline.scheduler
-        num_tokens = (self._latent_side // self.transformer.config.patch_size) ** 2
+        num_tokens = (self.latent_side // self.transformer.config.patch_size) ** 2
         is_shifted = scheduler.config.get("use_dynamic_shifting")
         scheduler.set_timesteps(num_steps, **({"mu": resolution_shift(scheduler, num_tokens)} if is_shifted else {}))
         return scheduler.sigmas.double().cpu()
@@ -95,20 +81,12 @@ class StableDiffusion3:
         if embeddings.num_padding != self._num_padding:
             self._num_padding = embeddings.num_padding
             count_padding(self.transformer, self._num_padding)
-        if guidance_scale <= 1:
-            return self._predict(latents, sigma, embeddings.rows(rows))
-        text = embeddings.guided_rows(rows)
-        empty, full = self._predict(torch.cat([latents, latents]), sigma, text).chunk(2)
-        return empty + guidance_scale * (full - empty)
+        return super().velocity(latents, sigma, embeddings, rows, guidance_scale)
 
-    def _predict(self, latents: Tensor, sigma: float, text: dict[str, Tensor]) -> Tensor:
+    def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
         # The pipeline's timestep is float32(σ)·1000, never truncated to an integer.
         time = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device) * 1000
         return self.transformer(latents, text["tokens"], text["pooled"], time, return_dict=False)[0].float()
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """uint8 images (N, H, W, 3)."""
-        return decode_latents(self.pipeline.vae, latents)
 
     def _side_of(self, resolution: int | None) -> int:
         """Latents a side for images of `resolution` pixels a side."""
@@ -123,11 +101,3 @@ class StableDiffusion3:
                 "side; choose one of those, or leave it empty."
             )
         return resolution // pixels
-
-
-def _pipeline(folder: Path, settings: ModelSettings) -> Any:
-    """The pipeline of `sd3`, or the built-in model's: so small that it needs none of the care for memory."""
-    if settings.name == "sd3":
-        return load_pipeline(StableDiffusion3Pipeline, folder, settings)
-    check_class(StableDiffusion3Pipeline, folder, settings)
-    return open_pipeline(folder, torch.float32)

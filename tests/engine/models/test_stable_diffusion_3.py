@@ -33,7 +33,7 @@ def test_draws_what_the_plain_pipeline_call_draws(tiny_pipeline_folder: Path, gu
         for i, prompt in enumerate(PROMPTS)
     ]
 
-    model = StableDiffusion3(tiny_pipeline_folder, ModelSettings())
+    model = StableDiffusion3.from_folder(tiny_pipeline_folder, ModelSettings())
     embeddings = model.encode(PROMPTS)
     assert embeddings.texts["tokens"].shape[1] == 8 + 1, "256 zero tokens are computed as one"
     noise = torch.cat([model.noise(torch.Generator().manual_seed(7 + i), 1) for i in range(len(PROMPTS))])
@@ -59,8 +59,8 @@ def test_the_resolution_is_the_images(tiny_pipeline_folder: Path) -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline_folder)
     pipeline.transformer.register_to_config(sample_size=4)
     pipeline.save_pretrained(folder := tiny_pipeline_folder.parent / "small")
-    assert StableDiffusion3(folder, ModelSettings()).noise(torch.Generator(), 1).shape == (1, 4, 4, 4)
-    model = StableDiffusion3(folder, ModelSettings(resolution=16))
+    assert StableDiffusion3.from_folder(folder, ModelSettings()).noise(torch.Generator(), 1).shape == (1, 4, 4, 4)
+    model = StableDiffusion3.from_folder(folder, ModelSettings(resolution=16))
     latents = model.noise(torch.Generator(), 2)
     assert latents.shape == (2, 4, 8, 8)
     velocity = model.velocity(latents, 0.5, model.encode(PROMPTS), torch.arange(2), 1.0).detach()
@@ -69,7 +69,7 @@ def test_the_resolution_is_the_images(tiny_pipeline_folder: Path) -> None:
 
 def test_a_resolution_the_model_cannot_draw_is_refused(tiny_pipeline_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.resolution is 64, but this model draws multiples of 4 up to 32"):
-        StableDiffusion3(tiny_pipeline_folder, ModelSettings(resolution=64))
+        StableDiffusion3.from_folder(tiny_pipeline_folder, ModelSettings(resolution=64))
 
 
 def test_a_scheduler_that_shifts_by_the_resolution_does_so_here(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
@@ -81,6 +81,6 @@ def test_a_scheduler_that_shifts_by_the_resolution_does_so_here(tiny_pipeline_fo
     for side in (8, 16):
         pipeline(PROMPTS[0], num_inference_steps=4, height=side, width=side)
         settings = ModelSettings().model_copy(update={"resolution": side})
-        grids.append(StableDiffusion3(tmp_path / "shifted", settings).sigmas(4))
+        grids.append(StableDiffusion3.from_folder(tmp_path / "shifted", settings).sigmas(4))
         assert torch.equal(grids[-1], pipeline.scheduler.sigmas.double())
     assert not torch.equal(*grids)
