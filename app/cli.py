@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 import typer
 from pydantic import ValidationError
 
 from app import headless
-from engine.catalogue import EXPORT_INFO
+from engine.catalogue import EXPORT_INFO, ExportPrecision
 from engine.presets import PRESETS
 from engine.requests import DrawingRequest, EvaluationRequest, GenerationRequest
 from engine.settings_text import SettingsError, explain, read_settings
@@ -25,6 +25,7 @@ app = typer.Typer(
 rewards_app = typer.Typer(help="Rewards: make their published weights ready.", no_args_is_help=True)
 app.add_typer(rewards_app, name="rewards")
 MISTAKE = 2
+PRECISIONS: tuple[str, ...] = get_args(ExportPrecision)
 
 # Options that `generate` and `evaluate` share.
 Checkpoint = Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Folder of a run or of a checkpoint.")]
@@ -97,18 +98,27 @@ def presets(
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0917 - typer reads the parameters
     run: Annotated[Path, typer.Argument(help="Folder of a run, as given to `palate train --out`.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
     form: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(EXPORT_INFO)}.")] = "diffusers",
     step: Annotated[int | None, typer.Option(help="Step to export; without: the newest checkpoint.", min=0)] = None,
+    dtype: Annotated[str, typer.Option(help=f"What the weights are held in: {', '.join(PRECISIONS)}.")] = "float32",
+    push: Annotated[str | None, typer.Option(help="Send it to the hub too; the token is HF_TOKEN.",
+                                             metavar="ORG/NAME")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everyone to see.")] = False,
 ) -> None:
     """Write what a run has learned as a file that other programs load."""
     if not run.is_dir():
         refuse(f"{run} is not a folder; give the folder of a run, as in `palate train … --out {run}`.")
     if form not in EXPORT_INFO:
         refuse(f"There is no export format named {form}; choose one of: {', '.join(EXPORT_INFO)}.")
-    raise typer.Exit(headless.export(run, form, out, step))
+    if dtype not in PRECISIONS:
+        refuse(f"Weights cannot be held in {dtype}; choose one of: {', '.join(PRECISIONS)}.")
+    if public and push is None:
+        refuse("--public says how --push sends; name a model with --push ORG/NAME.")
+    sending = [*(["--push", push] if push is not None else []), *(["--public"] if public else [])]
+    raise typer.Exit(headless.export(run, form, out, step, "--dtype", dtype, *sending))
 
 
 @app.command()

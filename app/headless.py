@@ -217,9 +217,11 @@ def _conclude(code: int, progress: Progress, said: deque[str], out: Path) -> int
     return 1
 
 
-def export(run: Path, form: str, out: Path, step: int | None, *, engine: Sequence[str] = ()) -> int:
-    """Run the engine's export and show its report; returns the exit code."""
-    command = ["export", "--run", str(run), "--format", form, "--out", str(out)]
+def export(
+    run: Path, form: str, out: Path, step: int | None, *more: str, engine: Sequence[str] = ()
+) -> int:
+    """Run the engine's export, with `more` of its options, and show its report; returns the exit code."""
+    command = ["export", "--run", str(run), "--format", form, "--out", str(out), *more]
     return _call("export", [*command, *(["--checkpoint", str(step)] if step is not None else [])], engine)
 
 

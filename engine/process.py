@@ -1,7 +1,7 @@
 """The engine as a process of its own: it writes its events to the run's folder, and ends with its parent.
 
 `python -m engine.process train --settings FILE --out DIR [--resume | --resume-from CHECKPOINT …] [--processes N]`
-`python -m engine.process export --run DIR --format NAME --out FILE [--checkpoint STEP]`
+`python -m engine.process export --run DIR --format NAME --out FILE [--checkpoint STEP] [--dtype DTYPE] […]`
 `python -m engine.process generate|evaluate --request JSON` (engine/requests.py)
 `python -m engine.process convert --file CHECKPOINT --out DIR [--reward NAME] [--base DIR_OR_HUB_ID]`
 
@@ -24,11 +24,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from engine.artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint
-from engine.artifacts.export import export_run
+from engine.artifacts.export import ExportReport, export_run
+from engine.artifacts.push import Hub, PushError, token_from_environment
 from engine.assessment import evaluate_checkpoints
+from engine.catalogue import ExportPrecision
 from engine.events import CheckpointSaved, Event, Finished, Message, SamplesDrawn, parse_event
 from engine.inference import generate
 from engine.launch import FAULT, MISTAKE, check_devices, launch
@@ -230,13 +232,34 @@ def _report_mistake(error: Exception, log: EventLog | None) -> int:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    """Export; prints the report."""
+    """Export, and send to the hub if asked; prints the report."""
+    out = Path(arguments.out)
     try:
-        report = export_run(Path(arguments.run), arguments.format, Path(arguments.out), arguments.checkpoint)
+        hub = _hub(arguments)
+        report = export_run(Path(arguments.run), arguments.format, out, arguments.checkpoint, arguments.dtype)
+        sent = _send(hub, report) if hub is not None else ""
     except (ValueError, OSError) as error:
         return _report_mistake(error, None)
-    print(report.text)
+    print(report.text + sent)
     return 0
+
+
+def _hub(arguments: argparse.Namespace) -> Hub | None:
+    """Where an export goes, asked whether it could, before a long export is made. Raises ValueError."""
+    if arguments.push is None:
+        return None
+    if Path(arguments.out).suffix in (".safetensors", ".zip"):
+        raise PushError("The hub is sent a folder with its card; give --out a new folder with --push.")
+    hub = Hub(arguments.push, token_from_environment(), arguments.public)
+    hub.check()
+    return hub
+
+
+def _send(hub: Hub, report: ExportReport) -> str:
+    try:
+        return " " + hub.push(report.path)
+    except PushError as error:
+        raise PushError(f"{error} The export itself is in {report.path}.") from error
 
 
 def run_generation(arguments: argparse.Namespace) -> int:
@@ -318,6 +341,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     exporting.add_argument("--format", required=True)
     exporting.add_argument("--out", required=True)
     exporting.add_argument("--checkpoint", type=int, metavar="STEP")
+    exporting.add_argument("--push", metavar="ORG/NAME")
+    exporting.add_argument("--public", action="store_true")
+    exporting.add_argument("--dtype", default="float32", choices=get_args(ExportPrecision))
     converting = commands.add_parser("convert")
     converting.add_argument("--file", required=True)
     converting.add_argument("--out", required=True)

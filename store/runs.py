@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session, aliased
 
-from engine.catalogue import EXPORT_INFO, MODEL_INFO
+from engine.catalogue import EXPORT_INFO, MODEL_INFO, why_not
 from engine.settings import RunSettings
 from engine.settings_text import parse_settings
 from store import jobs
@@ -165,7 +165,7 @@ def retry_run(session: Session, run_id: str) -> str:
 def request_export(session: Session, run_id: str, *, step: int | None = None, format: str = "diffusers") -> Export:
     """An export of a checkpoint (the newest, without `step`) and its queued job, `export.job_id`.
 
-    Raises ValueError if there is no such checkpoint or format.
+    Raises ValueError if there is no such checkpoint or format, or if the run cannot be had in it.
     """
     if format not in EXPORT_INFO:
         raise ValueError(f"There is no export format {format!r}; there are: {', '.join(EXPORT_INFO)}.")
@@ -176,6 +176,10 @@ def request_export(session: Session, run_id: str, *, step: int | None = None, fo
     if step is not None and step not in steps:
         raise ValueError(f"There is no checkpoint of step {step}; there are: {', '.join(map(str, steps))}.")
     chosen = steps[0] if step is None else step
+    settings = parse_settings(session.get_one(Run, run_id).settings)
+    refusal = why_not(format, settings.tuning.method, settings.model.name)
+    if refusal is not None:
+        raise ValueError(refusal)
     job = jobs.new_job(run_id, "export", {"step": chosen, "format": format})
     session.add(job)
     session.flush()

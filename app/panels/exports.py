@@ -7,7 +7,7 @@ import streamlit as st
 from app import words
 from app.connection import config, database
 from app.file_routes import export_address
-from engine.catalogue import EXPORT_INFO
+from engine.catalogue import EXPORT_INFO, why_not
 from store.results import ExportRow, checkpoints_of, exports_of
 from store.runs import RunDetail, request_export
 from workers.queue import ring
@@ -27,9 +27,12 @@ def draw_exports(run: RunDetail) -> None:
         chosen = step.selectbox("Checkpoint", list(labels), key="export-step",
                                 format_func=lambda value: labels.get(value, str(value)))
         name = form.selectbox("Format", list(EXPORT_INFO), key="export-format", format_func=format_title)
+        refusal = why_not(name, run.settings.tuning.method, run.settings.model.name)
         st.caption(EXPORT_INFO[name].help)
+        if refusal is not None:
+            st.warning(refusal, icon=":material/block:")
         button.button("Export", icon=":material/upgrade:", type="primary", width="stretch", on_click=_request,
-                      args=(run.id, chosen, name))
+                      args=(run.id, chosen, name), disabled=refusal is not None)
     for export in exports:
         _draw_export(export)
 

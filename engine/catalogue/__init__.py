@@ -6,8 +6,17 @@ The code behind the names is in `engine.rewards.REWARDS`, `engine.models.MODELS`
 
 from __future__ import annotations
 
-from engine.catalogue.exports import EXPORT_INFO, ExportInfo
+from engine.catalogue.exports import EXPORT_INFO, ExportInfo, ExportPrecision, why_not
 from engine.catalogue.models import MODEL_INFO, ModelInfo
 from engine.catalogue.rewards import REWARD_INFO, RewardInfo
 
-__all__ = ["EXPORT_INFO", "MODEL_INFO", "REWARD_INFO", "ExportInfo", "ModelInfo", "RewardInfo"]
+__all__ = [
+    "EXPORT_INFO",
+    "MODEL_INFO",
+    "REWARD_INFO",
+    "ExportInfo",
+    "ExportPrecision",
+    "ModelInfo",
+    "RewardInfo",
+    "why_not",
+]

@@ -41,6 +41,8 @@ def test_printed_preset_is_read_back(name: str) -> None:
         (["train", "nowhere.yaml", "--out", "run"], "nowhere.yaml cannot be read"),
         (["export", "nowhere", "--out", "file"], "nowhere is not a folder"),
         (["export", ".", "--out", "file", "--format", "jpeg"], "There is no export format named jpeg"),
+        (["export", ".", "--out", "file", "--dtype", "int8"], "Weights cannot be held in int8; choose one of: float32"),
+        (["export", ".", "--out", "file", "--public"], "name a model with --push ORG/NAME"),
         (["evaluate", "run", "--out", "out", "--hybrid", "1.5"], "`hybrid`: Input should be less than or equal to 1."),
         (["generate", "run", "--out", "out", "--prompt", ""], "A prompt is empty"),
         (["generate", "run", "--out", "out", "--prompt", "star", "--steps", "0"], "`num_steps`: Input should be"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine.catalogue import MODEL_INFO
+from engine.catalogue import EXPORT_INFO, MODEL_INFO
 from engine.prompt_files import MAX_HELD_OUT
 from store.prompt_sets import list_prompt_sets
 from store.results import exports_of
@@ -96,6 +97,24 @@ def test_export_is_queued_and_a_done_one_is_offered(workbench: Workbench) -> Non
         exports = exports_of(session, run_id)
     assert sorted(export.state for export in exports) == ["done", "queued"]
     assert "Being made" in text_of(at)
+
+
+def test_a_format_that_the_run_cannot_have_is_refused_in_words(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXPORT_INFO, "kohya", replace(EXPORT_INFO["kohya"], models=frozenset({"flux"})))
+    at = open_page("run", id=workbench.ids["done"])
+    formats = at.selectbox(key="export-format")
+    assert formats.options == ["diffusers", "ComfyUI LoRA", "kohya LoRA", "Whole transformer", "Whole pipeline"]
+    formats.select("kohya").run()
+    assert "no published names for the layers of builtin" in at.warning[0].value
+    assert button(at, "Export").disabled
+    at.selectbox(key="export-format").select("comfyui").run()
+    assert not at.warning
+    button(at, "Export").click().run()
+    with workbench.database.read() as session:
+        exports = exports_of(session, workbench.ids["done"])
+    assert {export.format for export in exports if export.state == "queued"} == {"comfyui"}
 
 
 def test_preset_is_launched_as_it_is(workbench: Workbench) -> None:

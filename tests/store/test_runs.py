@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from engine.catalogue import EXPORT_INFO
 from engine.events import CheckpointSaved
 from engine.settings import RunSettings
 from store import jobs, presence, results, runs
@@ -55,7 +58,9 @@ def test_runs_are_listed_newest_first(either_database: Database) -> None:
     assert [run.created_at for run in listed] == sorted((run.created_at for run in listed), reverse=True)
 
 
-def test_an_export(either_database: Database, either_config: Config) -> None:
+def test_an_export(
+    either_database: Database, either_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id, job_id = queue_run(either_database)
     lease = claim_run(either_database, either_config, job_id)
     with pytest.raises(ValueError, match="no checkpoint yet"), either_database.write() as session:
@@ -68,6 +73,9 @@ def test_an_export(either_database: Database, either_config: Config) -> None:
         runs.request_export(session, run_id, step=5)
     with pytest.raises(ValueError, match="no export format 'floppy'"), either_database.write() as session:
         runs.request_export(session, run_id, format="floppy")
+    with pytest.raises(ValueError, match="no published names"), either_database.write() as session:
+        monkeypatch.setitem(EXPORT_INFO, "kohya", replace(EXPORT_INFO["kohya"], models=frozenset()))
+        runs.request_export(session, run_id, format="kohya")
     with either_database.write() as session:
         export = runs.request_export(session, run_id)
     with either_database.read() as session:

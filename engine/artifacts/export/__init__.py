@@ -14,18 +14,25 @@ from pathlib import Path
 from typing import Literal
 
 from engine.artifacts.export.base import ExportFormat
+from engine.artifacts.export.comfyui import ComfyUi
 from engine.artifacts.export.diffusers_lora import DiffusersLora
+from engine.artifacts.export.kohya import Kohya
 from engine.artifacts.export.merged import Merged
 from engine.artifacts.export.model_card import model_card
+from engine.artifacts.export.pipeline_folder import PipelineFolder
 from engine.artifacts.export.source import ExportError, ExportSource, read_source
 from engine.artifacts.export.verification import Verification, in_words, verify_export
+from engine.catalogue import ExportPrecision, why_not
 from engine.quiet import quiet_libraries
 
 __all__ = ["EXPORT_FORMATS", "ExportError", "ExportReport", "export_run"]
 
 EXPORT_FORMATS: dict[str, dict[Literal["lora", "full"], ExportFormat]] = {
     "diffusers": {"lora": DiffusersLora(), "full": Merged()},
+    "comfyui": {"lora": ComfyUi()},
+    "kohya": {"lora": Kohya()},
     "merged": {"lora": Merged(), "full": Merged()},
+    "pipeline": {"lora": PipelineFolder(), "full": PipelineFolder()},
 }
 CARD_NAME = "README.md"
 NUM_CARD_IMAGES = 4
@@ -39,7 +46,7 @@ class ExportReport:
         path: the file or folder.
         step: finished iterations at the exported checkpoint.
         num_bytes: size of it all.
-        verified: plain diffusers has loaded it and drawn the same images.
+        verified: it was read back as its programs read it, and the same images drawn with it.
         max_difference: largest difference of a pixel in that check, of 255.
         text: the same in a sentence or two for a person.
     """
@@ -52,8 +59,10 @@ class ExportReport:
     text: str
 
 
-def export_run(run_dir: Path, format: str, out: Path, step: int | None = None) -> ExportReport:
-    """Write a run's checkpoint (the newest, or that of `step`) to `out`, checked by plain diffusers.
+def export_run(
+    run_dir: Path, format: str, out: Path, step: int | None = None, precision: ExportPrecision = "float32"
+) -> ExportReport:
+    """Write a run's checkpoint (the newest, or that of `step`) to `out`, checked by reading it back and drawing.
 
     `out` is a ``.safetensors`` file (its card is put beside it), a ``.zip``, or else a new folder; more than one file
     becomes a ``.zip`` where a ``.safetensors`` was asked for. Raises ValueError with a sentence (ExportError,
@@ -61,8 +70,12 @@ def export_run(run_dir: Path, format: str, out: Path, step: int | None = None) -
     """
     if format not in EXPORT_FORMATS:
         raise ExportError(f"There is no export format {format!r}; choose one of: {', '.join(EXPORT_FORMATS)}.")
-    source = read_source(run_dir, step)
-    kind = EXPORT_FORMATS[format][source.settings.tuning.method]
+    source = read_source(run_dir, step, precision)
+    method = source.settings.tuning.method
+    refusal = why_not(format, method, source.settings.model.name)
+    if refusal is not None:
+        raise ExportError(refusal)
+    kind = EXPORT_FORMATS[format][method]
     out = _destination(kind, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary, quiet_libraries():
@@ -70,11 +83,15 @@ def export_run(run_dir: Path, format: str, out: Path, step: int | None = None) -
         folder.mkdir()
         kind.write(source, folder)
         verification = verify_export(source, kind, folder)
-        images = [] if out.suffix == ".safetensors" else _copy_images(source, folder)
-        card = model_card(source, kind, verification, images)
+        alone = out.suffix == ".safetensors"
+        images = [] if alone else _copy_images(source, folder)
+        licence = None if alone else source.licence.file
+        if licence is not None:
+            shutil.copyfile(licence, folder / licence.name)
+        card = model_card(source, kind, verification, images, licence is not None)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
         num_bytes = _place(kind, folder, out)
-    text = _sentence(source, out, num_bytes, verification)
+    text = _sentence(source, kind, out, num_bytes, verification)
     return ExportReport(out, source.step, num_bytes, True, verification.from_checkpoint, text)
 
 
@@ -126,6 +143,6 @@ def _zip(folder: Path, archive: Path) -> None:
             zipped.write(file, file.relative_to(folder))
 
 
-def _sentence(source: ExportSource, out: Path, num_bytes: int, verification: Verification) -> str:
-    checked = in_words(verification, "plain diffusers loads it and draws")
+def _sentence(source: ExportSource, kind: ExportFormat, out: Path, num_bytes: int, verification: Verification) -> str:
+    checked = in_words(verification, kind.checked_by)
     return f"Step {source.step} is in {out.name} ({num_bytes / 1e6:.1f} MB). Checked: {checked}."

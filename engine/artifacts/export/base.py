@@ -23,14 +23,26 @@ class ExportFormat(Protocol):
         """The weights' file name where one file is the whole export, else None."""
         ...
 
+    @property
+    def checked_by(self) -> str:
+        """How it is read back: the beginning of a sentence that goes on with "draws …"."""
+        ...
+
     def write(self, source: ExportSource, folder: Path) -> None:
-        """Write the weights into an empty folder."""
+        """Write the weights into an empty folder. Raises ExportError if the model cannot be had in this format."""
         ...
 
-    def load(self, base: Path, folder: Path) -> Any:
-        """The base pipeline (float32, on the CPU) with the written weights, by plain diffusers alone."""
+    def load(self, source: ExportSource, folder: Path) -> Any:
+        """The base pipeline (float32, on the CPU) with the written weights, read as the format's programs read them."""
         ...
 
-    def how_to_load(self, source: ExportSource) -> str:
-        """Python for the model card: from imports to a pipeline named `pipe`, on the base pipeline's folder."""
+    def weight_difference(self, source: ExportSource, folder: Path) -> float | None:
+        """How far the read weights are from the checkpoint's, relative to its changes; None where diffusers reads them.
+
+        Raises ExportError if that is more than rounding.
+        """
+        ...
+
+    def how_to_use(self, source: ExportSource) -> str:
+        """Markdown for the model card; Python, if any, ends with a pipeline named `pipe`."""
         ...

@@ -16,10 +16,10 @@ from diffusers.models import AutoModel
 from safetensors.torch import load_file
 
 from engine.artifacts.export.base import BaseModelRelation
-from engine.artifacts.export.header import header
+from engine.artifacts.export.header import write_with_header
+from engine.artifacts.export.model_card import drawing_code
 from engine.artifacts.export.source import ExportSource
 from engine.artifacts.export.tuned import tuned_model
-from engine.artifacts.tensor_files import tensor_sha256, write_tensors
 from engine.models.pipelines import open_pipeline
 
 SUBFOLDER = "transformer"
@@ -27,43 +27,46 @@ SUBFOLDER = "transformer"
 
 @dataclass(frozen=True)
 class Merged:
-    """All weights of the transformer, in float32."""
+    """All weights of the transformer."""
 
     relation: BaseModelRelation = "finetune"
     single_file: str | None = None
+    checked_by: str = "plain diffusers loads it and"
 
     def write(self, source: ExportSource, folder: Path) -> None:
-        """Write the ``transformer`` folder into an empty folder."""
-        transformer: Any = tuned_model(source).transformer
-        if source.settings.tuning.method == "lora":
-            transformer.fuse_lora()
-            transformer.unload_lora()
+        """Write the ``transformer`` folder into a folder that has none."""
+        transformer: Any = tuned_model(source, whole=True).transformer
+        transformer.to(getattr(torch, source.precision))
         transformer.save_pretrained(folder / SUBFOLDER, safe_serialization=True)
-        _forget_where(folder / SUBFOLDER / "config.json")
+        forget_where(folder / SUBFOLDER / "config.json")
         for file in sorted((folder / SUBFOLDER).glob("*.safetensors")):
-            texts = header(source, "") | {"modelspec.hash_sha256": "0x" + tensor_sha256(file)}
-            write_tensors(file, load_file(file), texts)
+            write_with_header(source, file, load_file(file), "whole")
 
-    def load(self, base: Path, folder: Path) -> Any:
+    def load(self, source: ExportSource, folder: Path) -> Any:
         """The base pipeline with the tuned transformer in its own one's place."""
         transformer: ModelMixin = AutoModel.from_pretrained(
             str(folder), subfolder=SUBFOLDER, dtype=torch.float32, local_files_only=True
         )
-        return open_pipeline(base, torch.float32, transformer=transformer)
+        return open_pipeline(source.base, torch.float32, transformer=transformer)
 
-    def how_to_load(self, source: ExportSource) -> str:
+    def weight_difference(self, source: ExportSource, folder: Path) -> float | None:
+        """None: diffusers reads it."""
+        return None
+
+    def how_to_use(self, source: ExportSource) -> str:
         """Python for the model card."""
-        return (
+        return drawing_code(
+            source,
             "import torch\n"
             "from diffusers import AutoModel, DiffusionPipeline\n\n"
             f'transformer = AutoModel.from_pretrained(".", subfolder="{SUBFOLDER}", dtype=torch.float32)\n'
             "pipe = DiffusionPipeline.from_pretrained(\n"
             f'    "{source.base_path}", transformer=transformer, dtype=torch.float32  # the base model\n'
-            ")\n"
+            ")\n",
         )
 
 
-def _forget_where(config: Path) -> None:
+def forget_where(config: Path) -> None:
     """Take the folder that the base was read from out of a saved configuration."""
     data = json.loads(config.read_text(encoding="utf-8"))
     data.pop("_name_or_path", None)

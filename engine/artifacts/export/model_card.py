@@ -6,26 +6,31 @@ from collections.abc import Sequence
 
 import yaml
 
+from engine.artifacts.export.architecture import architecture_id
 from engine.artifacts.export.base import ExportFormat
 from engine.artifacts.export.source import ExportSource
 from engine.artifacts.export.verification import Verification, in_words
 from engine.events import SamplesDrawn
 
 
-def model_card(source: ExportSource, kind: ExportFormat, verification: Verification, images: Sequence[str]) -> str:
-    """Markdown with the metadata a model hub reads; `images` are files beside it that show the run's first prompts."""
+def model_card(
+    source: ExportSource, kind: ExportFormat, verification: Verification, images: Sequence[str], licence_beside: bool
+) -> str:
+    """Markdown with the metadata a model hub reads; `images` are files beside it that show the run's first prompts.
+
+    `licence_beside`: the text of the base's licence lies beside it too.
+    """
     settings = source.public_settings()
     rewards = ", ".join(f"{reward.key} × {reward.weight:g}" for reward in settings.rewards)
-    arguments = "\n".join(f"    {name}={_literal(value)}," for name, value in source.call.items())
     average = ", as a running average of the weights" if source.averaged else ""
     return f"""---
-{yaml.safe_dump(_metadata(source, kind, images), sort_keys=False, allow_unicode=True).rstrip()}
+{yaml.safe_dump(_metadata(source, kind, images, licence_beside), sort_keys=False, allow_unicode=True).rstrip()}
 ---
 
 # {source.base_name}, tuned for {" + ".join(reward.key for reward in settings.rewards if reward.weight > 0)}
 
 {source.step} iterations of MixGRPO on `{source.base_name}` with the rewards {rewards}{average}.
-Made with Palate; settings `{source.manifest.settings_digest}`, seed {settings.seed}.
+Made with Palate. The weights are in {source.precision}.
 
 ## Scores
 
@@ -33,25 +38,39 @@ Made with Palate; settings `{source.manifest.settings_digest}`, seed {settings.s
 
 ## Use
 
-```python
-{kind.how_to_load(source)}{source.setup_code}
-image = pipe(
-    prompt={verification.prompts[0]!r},
-{arguments}
-    generator=torch.Generator("cpu").manual_seed({settings.evaluation.seed}),
-).images[0]
-```
+{kind.how_to_use(source)}
 
-That is the first tile of the run's gallery. {_checked(verification)}
+Checked before it was given out: {in_words(verification, kind.checked_by)}.
 
-## Settings
+## Licence
+
+{_licence(source)}
+
+## Made from
+
+| | |
+| --- | --- |
+| base model | `{source.base_name}`, {architecture_id(source.facts)} |
+| base revision | `{source.base_revision}` |
+| settings | `{source.manifest.settings_digest}`, below |
+| seeds | training {settings.seed}, evaluation {settings.evaluation.seed} |
+| versions | {", ".join(f"{name} {version}" for name, version in source.manifest.versions.items())} |
 
 ```yaml
 {settings.to_yaml().rstrip()}
 ```
-
-Versions: {", ".join(f"{name} {version}" for name, version in source.manifest.versions.items())}.
 """
+
+
+def drawing_code(source: ExportSource, loading: str) -> str:
+    """A block of Python: `loading`, which ends with a pipeline `pipe`, and the call that draws the first tile."""
+    arguments = "\n".join(f"    {name}={_literal(value)}," for name, value in source.call.items())
+    seed, prompt = source.settings.evaluation.seed, source.check_prompts()[0]
+    return (
+        f"```python\n{loading}{source.setup_code}\nimage = pipe(\n    prompt={prompt!r},\n{arguments}\n"
+        f'    generator=torch.Generator("cpu").manual_seed({seed}),\n).images[0]\n```\n\n'
+        "That is the first tile of the run's gallery."
+    )
 
 
 def _literal(value: object) -> str:
@@ -59,22 +78,18 @@ def _literal(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
 
 
-def _metadata(source: ExportSource, kind: ExportFormat, images: Sequence[str]) -> dict[str, object]:
-    """The card's YAML head. A folder of the creator's own has a licence that only they know."""
-    licence = "apache-2.0" if source.settings.model.folder is None else "other"
+def _metadata(
+    source: ExportSource, kind: ExportFormat, images: Sequence[str], licence_beside: bool
+) -> dict[str, object]:
+    """The card's YAML head."""
+    lora = ["lora", "template:sd-lora"] if kind.relation == "adapter" else []
     metadata: dict[str, object] = {
         "base_model": source.base_name,
         "base_model_relation": kind.relation,
         "library_name": "diffusers",
-        "license": licence,
+        **source.licence.card_fields(licence_beside),
         "pipeline_tag": "text-to-image",
-        "tags": [
-            "text-to-image",
-            "flow-matching",
-            "mixgrpo",
-            "palate",
-            *(["lora"] if kind.relation == "adapter" else []),
-        ],
+        "tags": ["text-to-image", "diffusers", "flow-matching", "mixgrpo", "palate", *lora],
     }
     drawn = source.samples_at(source.step)
     if drawn is not None and images:
@@ -92,7 +107,8 @@ def _table(source: ExportSource) -> str:
         return "This step was not evaluated."
     before, after = _means(base), _means(tuned)
     rows = [
-        f"| {name.replace('_', ' ')} | {before[name]:.3f} | {after[name]:.3f} |" for name in before if name in after
+        f"| {name.replace('_', ' ')} | {_figure(before, name)} | {_figure(after, name)} |"
+        for name in dict.fromkeys((*before, *after))
     ]
     evaluation = source.settings.evaluation
     return (
@@ -102,9 +118,19 @@ def _table(source: ExportSource) -> str:
     )
 
 
+def _figure(means: dict[str, float], name: str) -> str:
+    return f"{means[name]:.3f}" if name in means else "–"
+
+
 def _means(samples: SamplesDrawn) -> dict[str, float]:
     return {**samples.rewards, **samples.metrics}
 
 
-def _checked(verification: Verification) -> str:
-    return f"{in_words(verification, 'Plain diffusers draws')}."
+def _licence(source: ExportSource) -> str:
+    licence = source.licence
+    if licence.identifier == "other" and licence.name is None and licence.link is None and licence.file is None:
+        return (
+            f"What was tuned from `{source.base_name}` is under that model's licence, which its folder does not name: "
+            "look it up before you share these files."
+        )
+    return f"What was tuned from `{source.base_name}` is under that model's licence: {licence.text}."

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from engine.artifacts.export.base_model import Licence, hub_name, read_licence, revision_of
+from engine.artifacts.export.transformer_facts import TransformerFacts, transformer_facts
 from engine.artifacts.manifest import Manifest, find_checkpoint
 from engine.artifacts.trained import read_trained
+from engine.catalogue import ExportPrecision
 from engine.events import SamplesDrawn, Started, parse_event
 from engine.models import guidance_arguments, model_folder
 from engine.models.plain_calls import setup_code
+from engine.prompts import load_prompts
 from engine.settings import RunSettings
 from engine.settings_text import read_settings
+
+NUM_CHECK_PROMPTS = 2
 
 
 class ExportError(ValueError):
@@ -34,6 +42,7 @@ class ExportSource:
         base: the pipeline folder of the model that was tuned.
         samples: what the gallery shows, step by step.
         device: what the run was made on, as it said at its start ("" if it did not).
+        precision: what the exported weights are held in.
     """
 
     run: Path
@@ -44,6 +53,26 @@ class ExportSource:
     base: Path
     samples: tuple[SamplesDrawn, ...]
     device: str
+    precision: ExportPrecision = "float32"
+
+    def stored(self, tensor: Tensor) -> Tensor:
+        """A weight as the export holds it."""
+        return tensor.to(getattr(torch, self.precision))
+
+    @cached_property
+    def facts(self) -> TransformerFacts:
+        """What the base's transformer is."""
+        return transformer_facts(self.base)
+
+    @cached_property
+    def licence(self) -> Licence:
+        """The base model's licence, which what was tuned from it inherits."""
+        return Licence("apache-2.0") if self.settings.model.folder is None else read_licence(self.base)
+
+    @cached_property
+    def base_revision(self) -> str:
+        """Which weights of the base model these are."""
+        return revision_of(self.base)
 
     @property
     def step(self) -> int:
@@ -52,9 +81,11 @@ class ExportSource:
 
     @property
     def base_name(self) -> str:
-        """The base model's name, without the folders it lies in."""
+        """The base model's name: on its hub, or its folder's without those that it lies in."""
         folder = self.settings.model.folder
-        return Path(folder).name if folder else f"palate-{self.settings.model.name}"
+        if not folder:
+            return f"palate-{self.settings.model.name}"
+        return hub_name(Path(folder)) or Path(folder).name
 
     @property
     def base_path(self) -> str:
@@ -74,6 +105,12 @@ class ExportSource:
         """Lines of Python that change the loaded pipeline `pipe` before that call; "" for most families."""
         return setup_code(self.settings.model.name, self.base, self.settings.evaluation.guidance_scale)
 
+    def check_prompts(self) -> list[str]:
+        """The first prompts of the gallery, or of the held-out ones if nothing has been drawn in this folder yet."""
+        if self.samples:
+            return [image.prompt for image in self.samples[-1].images[:NUM_CHECK_PROMPTS]]
+        return list(load_prompts(self.settings).held_out[:NUM_CHECK_PROMPTS])
+
     def public_settings(self) -> RunSettings:
         """The settings without the folders of the machine that they were used on."""
         model, prompts = self.settings.model, self.settings.prompts
@@ -91,8 +128,8 @@ class ExportSource:
         return next((drawn for drawn in self.samples if drawn.step == step), None)
 
 
-def read_source(run: Path, step: int | None) -> ExportSource:
-    """The checkpoint of `step`, or the newest that is whole, of the run in a folder.
+def read_source(run: Path, step: int | None, precision: ExportPrecision = "float32") -> ExportSource:
+    """The checkpoint of `step`, or the newest that is whole, of the run in a folder, to be held in `precision`.
 
     Raises CheckpointError if there is none or that one is damaged, SettingsError if the run's settings cannot be read.
     """
@@ -100,7 +137,9 @@ def read_source(run: Path, step: int | None) -> ExportSource:
     trained = read_trained(find_checkpoint(run, step))
     samples, device = _read_events(run / "events.jsonl")
     base = model_folder(settings.model)
-    return ExportSource(run, settings, trained.manifest, trained.tensors, trained.averaged, base, samples, device)
+    return ExportSource(
+        run, settings, trained.manifest, trained.tensors, trained.averaged, base, samples, device, precision
+    )
 
 
 def _read_events(path: Path) -> tuple[tuple[SamplesDrawn, ...], str]:

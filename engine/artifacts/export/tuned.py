@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +17,32 @@ from engine.sampling.rollout import Velocity
 from engine.tuning import make_trainable
 
 
-def tuned_model(source: ExportSource) -> TextToImage:
-    """The run's model with the checkpoint's weights, in float32 on the CPU."""
+@torch.no_grad()
+def tuned_model(source: ExportSource, whole: bool) -> TextToImage:
+    """The run's model with the checkpoint's weights, in float32 on the CPU, rounded as the export holds them.
+
+    `whole`: a LoRA is added into the weights, and all of them are rounded; otherwise the LoRA itself is.
+    """
     model = load_model(source.settings.model.model_copy(update={"precision": "float32"}))
-    make_trainable(model, source.settings.tuning, source.settings.seed, keep_base=False).load(source.weights)
+    lora = source.settings.tuning.method == "lora"
+    rounded = {
+        name: source.stored(tensor).float() if lora and not whole else tensor for name, tensor in source.weights.items()
+    }
+    make_trainable(model, source.settings.tuning, source.settings.seed, keep_base=False).load(rounded)
+    if whole:
+        transformer: Any = model.transformer
+        if lora:
+            transformer.fuse_lora()
+            transformer.unload_lora()
+        for tensor in transformer.state_dict().values():
+            tensor.copy_(source.stored(tensor))
     return model
 
 
 @torch.no_grad()
-def draw_as_in_training(source: ExportSource, prompts: Sequence[str]) -> np.ndarray:
+def draw_as_in_training(source: ExportSource, prompts: Sequence[str], whole: bool) -> np.ndarray:
     """uint8 images (N, H, W, 3) of prompts, drawn as the engine draws the first tiles of its gallery."""
-    model = tuned_model(source)
+    model = tuned_model(source, whole)
 
     def velocity_of(of: Sequence[str], guidance_scale: float) -> Velocity:
         return prompt_velocity(model, model.encode(of), guidance_scale, "float32")

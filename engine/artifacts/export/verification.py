@@ -1,4 +1,9 @@
-"""Does an exported file draw what the run drew? Asked of plain diffusers, before anyone is given the file."""
+"""Does an exported file draw what the run drew? Asked before anyone is given the file.
+
+Diffusers draws, with the file read as the programs of its format read it. What it is compared with is the engine's own
+model with the checkpoint's weights, rounded as the export holds them: so the tolerance is the same in every precision,
+and what rounding itself does to the images shows in the comparison with the gallery.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +19,7 @@ from engine.artifacts.export.base import ExportFormat
 from engine.artifacts.export.source import ExportError, ExportSource
 from engine.artifacts.export.tuned import draw_as_in_training
 from engine.models.plain_calls import set_up_plainly
-from engine.prompts import load_prompts
 
-NUM_PROMPTS = 2
 MAX_DIFFERENCE = 2  # of 255: two programs round differently, a wrong scale shows more
 
 
@@ -26,24 +29,27 @@ class Verification:
 
     Attributes:
         prompts: what was drawn.
-        from_checkpoint: plain diffusers with the file, against the engine with the checkpoint's weights.
-        from_gallery: plain diffusers with the file, against the tiles in the gallery; None if that step has none.
+        from_checkpoint: diffusers with the file, against the engine with the checkpoint's weights.
+        from_gallery: diffusers with the file, against the tiles in the gallery; None if that step has none.
+        precision: what both hold the weights in.
     """
 
     prompts: tuple[str, ...]
     from_checkpoint: int
     from_gallery: int | None
+    precision: str
 
 
 def verify_export(source: ExportSource, kind: ExportFormat, folder: Path) -> Verification:
     """Load what was written into `folder` as a user would, draw with it, and compare.
 
     Raises ExportError if it differs from the checkpoint's own weights, or from the gallery where the run was drawn on
-    the CPU in float32, as the check is.
+    the CPU in float32, as the check is, and the export is not rounded.
     """
-    prompts = _prompts(source)
+    kind.weight_difference(source, folder)
+    prompts = source.check_prompts()
     drawn = _draw_plainly(source, kind, folder, prompts)
-    from_checkpoint = _difference(drawn, draw_as_in_training(source, prompts))
+    from_checkpoint = _difference(drawn, draw_as_in_training(source, prompts, kind.relation == "finetune"))
     if from_checkpoint > MAX_DIFFERENCE:
         raise ExportError(
             f"The exported file was not kept: diffusers draws other images from it than the checkpoint's weights do "
@@ -51,18 +57,20 @@ def verify_export(source: ExportSource, kind: ExportFormat, folder: Path) -> Ver
         )
     tiles = _tiles(source, prompts)
     from_gallery = None if tiles is None else _difference(drawn, tiles)
-    comparable = source.device == "CPU" and source.settings.model.precision == "float32"
+    precisions = {source.settings.model.precision, source.precision}
+    comparable = source.device == "CPU" and precisions == {"float32"}
     if from_gallery is not None and comparable and from_gallery > MAX_DIFFERENCE:
         raise ExportError(
             f"The exported file was not kept: diffusers draws other images from it than the gallery shows for step "
             f"{source.step} (up to {from_gallery} of 255). The gallery may have been changed since; please report this."
         )
-    return Verification(tuple(prompts), from_checkpoint, from_gallery)
+    return Verification(tuple(prompts), from_checkpoint, from_gallery, source.precision)
 
 
 def in_words(verification: Verification, beginning: str) -> str:
-    """The result as the rest of a sentence that begins with who draws."""
-    text = f"{beginning} the checkpoint's images {_exactness(verification.from_checkpoint)}"
+    """The result as a sentence that begins with how the file was read."""
+    rounded = "" if verification.precision == "float32" else f", its weights rounded to {verification.precision},"
+    text = f"{beginning} draws the checkpoint's images{rounded} {_exactness(verification.from_checkpoint)}"
     if verification.from_gallery is not None:
         text += f", and the gallery's tiles {_exactness(verification.from_gallery)}"
     return text
@@ -72,16 +80,9 @@ def _exactness(difference: int) -> str:
     return "to the pixel" if difference == 0 else f"to within {difference} of 255"
 
 
-def _prompts(source: ExportSource) -> list[str]:
-    """The first prompts of the gallery, or of the held-out ones if nothing has been drawn in this folder yet."""
-    if source.samples:
-        return [image.prompt for image in source.samples[-1].images[:NUM_PROMPTS]]
-    return list(load_prompts(source.settings).held_out[:NUM_PROMPTS])
-
-
 def _draw_plainly(source: ExportSource, kind: ExportFormat, folder: Path, prompts: Sequence[str]) -> np.ndarray:
     """uint8 images (N, H, W, 3) by the pipeline's own call, from the gallery's seeds."""
-    pipeline = kind.load(source.base, folder)
+    pipeline = kind.load(source, folder)
     set_up_plainly(source.settings.model.name, pipeline, source.settings.evaluation.guidance_scale)
     pipeline.set_progress_bar_config(disable=True)
     images = [

@@ -19,7 +19,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from engine.artifacts.checkpoint import CheckpointError, load_checkpoint
-from engine.artifacts.export import EXPORT_FORMATS, ExportError, diffusers_lora, export_run, verification
+from engine.artifacts.export import (
+    EXPORT_FORMATS,
+    ExportError,
+    diffusers_lora,
+    export_run,
+    verification,
+)
 from engine.artifacts.export.header import read_header
 from engine.artifacts.tensor_files import tensor_sha256
 from engine.catalogue import EXPORT_INFO
@@ -27,6 +33,7 @@ from engine.events import Event
 from engine.settings import RunSettings
 from engine.settings_text import from_yaml
 from engine.train import train
+from tests.engine.artifacts.pictures import difference, draw, tile
 
 STRONG = {"optimiser": {"learning_rate": 3e-2}}  # so that a wrong scale shows in the images
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -65,31 +72,10 @@ def trained(tiny_settings: RunSettings, tmp_path: Path, tmp_path_factory: pytest
 RUNS: dict[str, Path] = {}
 
 
-def tile(run: Path, step: int, index: int = 0) -> np.ndarray:
-    return np.asarray(Image.open(run / "samples" / f"step-{step:06d}" / f"{index:03d}.png"))
-
-
-def draw(pipeline: Any, run: Path, index: int = 0) -> np.ndarray:
-    """The gallery's tile, by the call that the model card gives."""
-    settings = from_yaml((run / "settings.yaml").read_text())
-    prompt = json.loads((run / "events.jsonl").read_text().splitlines()[1])["images"][index]["prompt"]
-    pipeline.set_progress_bar_config(disable=True)
-    image = pipeline(
-        prompt,
-        num_inference_steps=settings.evaluation.num_steps,
-        guidance_scale=settings.evaluation.guidance_scale,
-        generator=torch.Generator("cpu").manual_seed(settings.evaluation.seed + index),
-    ).images[0]
-    return np.asarray(image)
-
-
-def difference(first: np.ndarray, second: np.ndarray) -> int:
-    return int(np.abs(first.astype(int) - second.astype(int)).max())
-
-
 def test_formats_have_facts() -> None:
     assert EXPORT_FORMATS.keys() == EXPORT_INFO.keys()
     for name, kinds in EXPORT_FORMATS.items():
+        assert kinds.keys() == EXPORT_INFO[name].file_names.keys()
         for method, kind in kinds.items():
             one_file = EXPORT_INFO[name].file_names[method].endswith(".safetensors")
             assert one_file == (kind.single_file is not None)
@@ -139,7 +125,7 @@ def test_the_header_tells_what_it_is_and_how_to_make_it_again(trained: Train, tm
     assert adapter["transformer.lora_alpha"] == 8
     assert header["format"] == "pt"
     assert header["modelspec.sai_model_spec"] == "1.0.1"
-    assert header["modelspec.architecture"] == "tiny/lora"
+    assert header["modelspec.architecture"] == "stable-diffusion-v3-medium/lora"
     assert header["modelspec.resolution"] == "16x16"
     assert header["modelspec.hash_sha256"] == "0x" + tensor_sha256(out)
     assert header["palate.settings_digest"] == settings.digest()
@@ -187,6 +173,9 @@ def test_a_whole_transformer_takes_the_base_ones_place(
     pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline_folder, transformer=transformer)
     assert difference(draw(pipeline, run), tile(run, 2)) <= 2
     assert difference(tile(run, 0), tile(run, 2)) > 8
+
+
+# The card -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_card_says_what_a_hub_and_a_reader_need(trained: Train, tmp_path: Path) -> None:
@@ -266,7 +255,8 @@ def test_an_export_says_nothing_but_its_report(
 @pytest.mark.parametrize(
     ("variant", "format", "out", "step", "sentence"),
     [
-        ("lora", "kohya", "x.zip", None, "There is no export format 'kohya'; choose one of: diffusers"),
+        ("lora", "webui", "x.zip", None, "There is no export format 'webui'; choose one of: diffusers, comfyui, kohya"),
+        ("full", "kohya", "x.zip", None, "kohya LoRA: this run tuned all weights"),
         ("lora", "diffusers", "x.zip", 7, "no checkpoint of step 7; there are checkpoints of the steps 1, 2"),
         ("lora", "diffusers", "run", None, "already there"),
         ("lora", "diffusers", "run/settings.yaml", None, "already there"),

@@ -1,0 +1,99 @@
+"""A LoRA as kohya's trainers write it: ``lora_unet_<layer>.lora_down.weight``, ``….lora_up.weight`` and ``….alpha``.
+
+Layers have the published checkpoint's names with underscores for points. sd-scripts, Forge and ComfyUI read it; the
+header's ``ss_…`` texts are what their model lists show.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.artifacts.export.base import BaseModelRelation
+from engine.artifacts.export.header import write_with_header
+from engine.artifacts.export.lora_reader import KOHYA_KEYS, add_to_pipeline, weight_difference
+from engine.artifacts.export.native_names import native_layers, native_names
+from engine.artifacts.export.source import ExportSource
+
+PROGRAM = "kohya's sd-scripts"
+# The network module that trains such a file, and what it calls the base.
+NETWORKS: dict[str, tuple[str, str]] = {
+    "FluxTransformer2DModel": ("networks.lora_flux", "flux1"),
+    "Flux2Transformer2DModel": ("networks.lora_flux_2", "flux2"),
+    "ChromaTransformer2DModel": ("networks.lora_flux", "chroma"),
+    "SD3Transformer2DModel": ("networks.lora_sd3", "sd3"),
+    "Lumina2Transformer2DModel": ("networks.lora_lumina", "lumina2"),
+    "QwenImageTransformer2DModel": ("networks.lora_qwen_image", "qwen_image"),
+    "ZImageTransformer2DModel": ("networks.lora_zimage", "zimage"),
+}
+
+
+@dataclass(frozen=True)
+class Kohya:
+    """The adapter alone, for sd-scripts, musubi-tuner, Forge and what else reads their files."""
+
+    relation: BaseModelRelation = "adapter"
+    single_file: str | None = "kohya_lora.safetensors"
+    checked_by: str = (
+        "its keys, mapped back by kohya's published names, change every weight as the checkpoint does, "
+        "and diffusers then"
+    )
+
+    def write(self, source: ExportSource, folder: Path) -> None:
+        """Write the adapter into an empty folder. Raises ExportError for a family that has no such files."""
+        tensors = {}
+        for name, layer in native_layers(source, PROGRAM).items():
+            key = "lora_unet_" + name.replace(".", "_")
+            tensors[f"{key}.lora_down.weight"] = layer.down
+            tensors[f"{key}.lora_up.weight"] = layer.up
+            tensors[f"{key}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
+        implementation = native_names(source.facts.class_name, PROGRAM).implementation
+        texts = training_texts(source)
+        write_with_header(source, self.path(folder), tensors, "lora", implementation=implementation, more=texts)
+
+    def load(self, source: ExportSource, folder: Path) -> Any:
+        """The base pipeline with the adapter, by the published key names."""
+        return add_to_pipeline(source, self.path(folder), KOHYA_KEYS)
+
+    def weight_difference(self, source: ExportSource, folder: Path) -> float | None:
+        """How far its weights are from the checkpoint's."""
+        return weight_difference(source, self.path(folder), KOHYA_KEYS)
+
+    def how_to_use(self, source: ExportSource) -> str:
+        """For the model card."""
+        return (
+            f"Put `{self.single_file}` among the LoRAs of your program (`models/Lora` in Forge, `models/loras` in "
+            "ComfyUI), or give it to sd-scripts as `--network_weights`."
+        )
+
+    def path(self, folder: Path) -> Path:
+        """The file in the folder."""
+        assert self.single_file is not None
+        return folder / self.single_file
+
+
+def training_texts(source: ExportSource) -> dict[str, str]:
+    """The header's ``ss_…`` texts: every value is a string, as the format has it."""
+    settings = source.settings
+    module, base = NETWORKS[source.facts.class_name]
+    return {
+        "ss_v2": "False",
+        "ss_base_model_version": base,
+        "ss_sd_model_name": source.base_name,
+        "ss_network_module": module,
+        "ss_network_dim": str(settings.tuning.rank),
+        "ss_network_alpha": str(settings.tuning.alpha),
+        "ss_network_args": json.dumps({}),
+        "ss_output_name": f"{source.base_name.rsplit('/')[-1]}-{source.step}",
+        "ss_seed": str(settings.seed),
+        "ss_steps": str(source.step),
+        "ss_max_train_steps": str(settings.iterations),
+        "ss_learning_rate": str(settings.optimiser.learning_rate),
+        "ss_mixed_precision": {"bfloat16": "bf16", "float32": "no"}[settings.model.precision],
+        "ss_training_finished_at": str(source.manifest.created),
+        "ss_training_comment": "MixGRPO on rewards, in Palate",
+    }

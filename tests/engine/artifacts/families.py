@@ -1,0 +1,73 @@
+"""Sources of made-up LoRAs over every linear layer of each family's transformer, without its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from engine.artifacts.export.source import ExportSource
+from engine.artifacts.export.transformer_facts import TransformerFacts
+from engine.artifacts.manifest import Manifest
+from engine.settings import RunSettings, TuningSettings
+
+# Few blocks; the sizes that diffusers' own conversions take for granted are the published ones.
+SMALL: dict[str, dict[str, Any]] = {
+    "FluxTransformer2DModel": {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True},
+    "Flux2Transformer2DModel": {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2,
+                                "attention_head_dim": 16, "joint_attention_dim": 24, "axes_dims_rope": (4, 4, 4, 4)},
+    "ChromaTransformer2DModel": {"num_layers": 2, "num_single_layers": 2},
+    "SD3Transformer2DModel": {"num_layers": 3, "num_attention_heads": 3, "attention_head_dim": 8,
+                              "caption_projection_dim": 24, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
+    "Lumina2Transformer2DModel": {"num_layers": 2, "num_refiner_layers": 2},
+    "QwenImageTransformer2DModel": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16,
+                                    "joint_attention_dim": 24, "axes_dims_rope": (4, 6, 6)},
+    "ZImageTransformer2DModel": {"n_layers": 2, "n_refiner_layers": 1, "dim": 32, "n_heads": 2, "n_kv_heads": 2,
+                                 "cap_feat_dim": 24, "axes_dims": [4, 6, 6]},
+    "SanaTransformer2DModel": {"num_layers": 1},
+}  # fmt: skip
+NUM_INPUTS = 8  # of every layer, so that the published sizes cost nothing
+
+
+def family_facts(class_name: str) -> TransformerFacts:
+    """Facts of a family, its layers' inputs cut to NUM_INPUTS."""
+    with torch.device("meta"):
+        transformer = getattr(diffusers, class_name)(**SMALL[class_name])
+    layers = {
+        name: (module.out_features, NUM_INPUTS)
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    return TransformerFacts(class_name, dict(transformer.config), layers)
+
+
+def family_source(class_name: str, folder: Path, rank: int = 4, alpha: float = 7.0) -> ExportSource:
+    """A checkpoint with a random LoRA of every layer, its scale not 1."""
+    facts = family_facts(class_name)
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    weights = {
+        f"{name}.{part}.weight": tensor
+        for name, (rows, columns) in facts.layers.items()
+        for part, tensor in (("lora_A", drawn(rank, columns)), ("lora_B", drawn(rows, rank)))
+    }
+    settings = RunSettings(tuning=TuningSettings(rank=rank, alpha=alpha, layers="all"))
+    manifest = Manifest(step=1, created=0.0, settings_digest=settings.digest(), versions={"torch": "0"}, files={})
+    source = ExportSource(folder, settings, manifest, weights, False, folder, (), "CPU")
+    source.__dict__["facts"] = facts  # what the folder's configuration would say
+    return source
+
+
+def weight_deltas(source: ExportSource) -> dict[str, Tensor]:
+    """What the LoRA adds to each layer, straight from the checkpoint's tensors."""
+    tuning, weights = source.settings.tuning, source.weights
+    return {
+        name: (tuning.alpha / tuning.rank) * weights[f"{name}.lora_B.weight"] @ weights[f"{name}.lora_A.weight"]
+        for name in source.facts.layers
+    }
