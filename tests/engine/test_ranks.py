@@ -23,6 +23,9 @@ from engine.train import train
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in.*logs:pytest.PytestUnraisableExceptionWarning")
 
 TOLERANCE = 1e-5
+# Weights that differ by a rounding may draw a value that rounds to the other of two bytes; the scores then differ by
+# that pixel, and a gradient, which is made of small differences of scores, by more than they do.
+TOLERANCE_WITH_ANOTHER_PIXEL = 1e-3
 GRPO = {"prompts_per_iteration": 2, "group_size": 4, "updates_per_iteration": 2}
 # One image a forward: with other batches floating point rounds otherwise, and a pixel may fall on its other side.
 COMPUTE = {"device": "cpu", "num_threads": 1, "num_processes": 2, "micro_batch": 1}
@@ -79,6 +82,8 @@ def pair(
 def _trained_pair(tiny_settings: RunSettings, folder: Path) -> Pair:
     base = tiny_settings.model_dump() | {
         "iterations": 3, "compute": COMPUTE, "sampling": {"num_steps": 6}, "checkpoints": {"every": 2},
+        # AdamW's first steps have the size of the rate even where a gradient is nothing but its rounding.
+        "optimiser": {"learning_rate": 1e-4},
         # Three prompts for two ranks: one is drawn twice.
         "evaluation": {"every": 3, "num_prompts": 3, "num_steps": 2}, "prompts": {"file": str(folder / "prompts.txt"),
         "evaluation_file": str(folder / "prompts.txt")},
@@ -125,19 +130,25 @@ def _assert_same_weights(run: Path, other: Path) -> None:
             torch.testing.assert_close(ours[file][key], tensor, atol=TOLERANCE, rtol=0)
 
 
+def _first_scores(events: list[Event]) -> dict[str, float]:
+    return next(event for event in events if isinstance(event, IterationDone)).rewards
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_train_as_one(pair: Pair, name: str) -> None:
     alone, together = _events(pair.alone / name), _events(pair.together / name)
     assert [event.kind for event in together] == [event.kind for event in alone]
     iterations = [event for event in alone if isinstance(event, IterationDone)]
     assert len(iterations) == 3
+    assert _first_scores(together) == _first_scores(alone), "no weights differ yet"
     for ours, theirs in zip([e for e in together if isinstance(e, IterationDone)], iterations, strict=True):
+        tolerance = TOLERANCE if ours.rewards == theirs.rewards else TOLERANCE_WITH_ANOTHER_PIXEL
         assert ours.rewards == pytest.approx(theirs.rewards, rel=TOLERANCE)
-        assert ours.loss == pytest.approx(theirs.loss, abs=TOLERANCE)
-        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=TOLERANCE)
+        assert ours.loss == pytest.approx(theirs.loss, abs=tolerance)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=tolerance)
         assert ours.ratio_drift == pytest.approx(theirs.ratio_drift, abs=TOLERANCE)
         assert ours.clipped_share == pytest.approx(theirs.clipped_share, abs=TOLERANCE)
-        assert ours.diversity == pytest.approx(theirs.diversity, rel=TOLERANCE)
+        assert ours.diversity == pytest.approx(theirs.diversity, rel=tolerance)
         assert ours.num_trained_steps == theirs.num_trained_steps > 0
         if pair.settings[name].compute.sharding == "none":
             assert ours.num_forwards == theirs.num_forwards
