@@ -147,12 +147,12 @@ def seconds_to(rows: list[dict[str, float]], reward: float) -> float | None:
     return None
 
 
-def tune(names: Sequence[str], budget: float, jobs: int, results: Path) -> None:
-    """Recipes at every learning rate, on one seed; writes what each reached beside what was tried before."""
+def tune(names: Sequence[str], rates: Sequence[float], budget: float, jobs: int, results: Path) -> None:
+    """Recipes at learning rates, on one seed; writes what each reached beside what was tried before."""
     path = results / "learning_rates.json"
     found: dict[str, dict[str, float]] = json.loads(path.read_text())["reached"] if path.exists() else {}
     forward = seconds_per_forward()
-    trials = [Trial(name, TUNING_SEED, rate, budget, forward) for rate in LEARNING_RATES for name in names]
+    trials = [Trial(name, TUNING_SEED, rate, budget, forward) for rate in rates for name in names]
     for trial, rows in learn_all(trials, jobs):
         found.setdefault(trial.name, {})[f"{trial.learning_rate:g}"] = round(at(rows, budget), 4)
         report = {"device": device_name(), "versions": versions(), "seconds": budget, "seed": TUNING_SEED}
@@ -225,12 +225,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0, help="training seconds of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, of one thread each")
+    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="which learning rates to tune")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES, help="which to tune")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.results.mkdir(parents=True, exist_ok=True)
     if arguments.tune:
-        tune(arguments.recipes, arguments.seconds, arguments.jobs, arguments.results)
+        tune(arguments.recipes, arguments.rates, arguments.seconds, arguments.jobs, arguments.results)
     else:
         compare(arguments.seeds, arguments.seconds, arguments.jobs, arguments.results)
 
