@@ -1,6 +1,7 @@
 """ModelSpec's architecture identifiers: by what a program must know to run a model, not by who tuned it.
 
-They are those that sd-scripts (library/sai_model_spec.py) and SwarmUI (T2IModelClassSorter.cs) write and look for.
+They are those that sd-scripts (library/sai_model_spec.py) and SwarmUI (T2IModelClassSorter.cs) write and look for;
+FLUX.2 klein's are musubi-tuner's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ from engine.artifacts.export.transformer_facts import TransformerFacts
 
 def _flux(config: Mapping[str, Any]) -> str:
     return "flux-1-dev" if config["guidance_embeds"] else "flux-1-schnell"
+
+
+def _flux_2(config: Mapping[str, Any]) -> str:
+    """Klein has no embedded guidance, and 4096 channels where it has 9 billion weights."""
+    if config.get("guidance_embeds", True):
+        return "Flux.2-dev"
+    num_channels = config["num_attention_heads"] * config["attention_head_dim"]
+    return "Flux.2-klein-9b" if num_channels >= 4096 else "Flux.2-klein-4b"
 
 
 def _stable_diffusion_3(config: Mapping[str, Any]) -> str:
@@ -28,7 +37,7 @@ def _always(name: str) -> Callable[[Mapping[str, Any]], str]:
 
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "FluxTransformer2DModel": _flux,
-    "Flux2Transformer2DModel": _always("Flux.2-dev"),
+    "Flux2Transformer2DModel": _flux_2,
     "ChromaTransformer2DModel": _always("chroma"),
     "SD3Transformer2DModel": _stable_diffusion_3,
     "Lumina2Transformer2DModel": _always("lumina-2"),

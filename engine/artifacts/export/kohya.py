@@ -1,7 +1,7 @@
 """A LoRA as kohya's trainers write it: ``lora_unet_<layer>.lora_down.weight``, ``….lora_up.weight`` and ``….alpha``.
 
-Layers have the published checkpoint's names with underscores for points. sd-scripts, Forge and ComfyUI read it; the
-header's ``ss_…`` texts are what their model lists show.
+Layers have the published names with underscores for points. sd-scripts, musubi-tuner, Forge and ComfyUI read
+them, but for `TRAINERS_ONLY`; the header's ``ss_…`` texts are what their model lists show.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ NETWORKS: dict[str, tuple[str, str]] = {
     "QwenImageTransformer2DModel": ("networks.lora_qwen_image", "qwen_image"),
     "ZImageTransformer2DModel": ("networks.lora_zimage", "zimage"),
 }
+
+# ComfyUI and Forge hold q, k and v of these as one layer, and know the parts by other spellings than kohya's alone.
+TRAINERS_ONLY = frozenset({"ZImageTransformer2DModel"})
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,15 @@ class Kohya:
 
     def how_to_use(self, source: ExportSource) -> str:
         """For the model card."""
+        if source.facts.class_name in TRAINERS_ONLY:
+            return (
+                f"Give `{self.single_file}` to musubi-tuner as `--network_weights`, or as `--lora_weight` to its "
+                "script that draws. ComfyUI passes over the attention layers of such a file; Palate's ComfyUI format "
+                "is for it."
+            )
         return (
             f"Put `{self.single_file}` among the LoRAs of your program (`models/Lora` in Forge, `models/loras` in "
-            "ComfyUI), or give it to sd-scripts as `--network_weights`."
+            "ComfyUI), or give it to its trainer as `--network_weights`."
         )
 
     def path(self, folder: Path) -> Path:

@@ -13,6 +13,7 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine.artifacts.export.architecture import architecture_id
 from engine.artifacts.export.base import ExportFormat
 from engine.artifacts.export.comfyui import ComfyUi
 from engine.artifacts.export.header import read_header
@@ -21,6 +22,7 @@ from engine.artifacts.export.lora_layers import LoraLayer, stack
 from engine.artifacts.export.native_names import NATIVE_NAMES
 from engine.artifacts.export.published_places import PUBLISHED_RULES
 from engine.artifacts.export.source import ExportError
+from engine.artifacts.export.transformer_facts import TransformerFacts
 from engine.artifacts.tensor_files import tensor_sha256
 from engine.catalogue import MODEL_INFO, why_not
 from tests.engine.artifacts.families import family_source, weight_deltas
@@ -192,6 +194,44 @@ def test_the_keys_and_texts_of_kohya(tmp_path: Path) -> None:
     assert texts["ss_base_model_version"] == "sd3"
     assert texts["modelspec.architecture"] == "stable-diffusion-v3.5-medium/lora"
     assert texts["modelspec.hash_sha256"] == "0x" + tensor_sha256(path)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "identifier"),
+    [
+        ("FluxTransformer2DModel", {"guidance_embeds": True}, "flux-1-dev"),
+        ("FluxTransformer2DModel", {"guidance_embeds": False}, "flux-1-schnell"),
+        ("Flux2Transformer2DModel", {"guidance_embeds": True}, "Flux.2-dev"),
+        (
+            "Flux2Transformer2DModel",
+            {"guidance_embeds": False, "num_attention_heads": 24, "attention_head_dim": 128},
+            "Flux.2-klein-4b",
+        ),
+        (
+            "Flux2Transformer2DModel",
+            {"guidance_embeds": False, "num_attention_heads": 32, "attention_head_dim": 128},
+            "Flux.2-klein-9b",
+        ),
+        ("SD3Transformer2DModel", {}, "stable-diffusion-v3-medium"),
+        ("SD3Transformer2DModel", {"qk_norm": "rms_norm"}, "stable-diffusion-v3.5-large"),
+        (
+            "SD3Transformer2DModel",
+            {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},
+            "stable-diffusion-v3.5-medium",
+        ),
+        ("ZImageTransformer2DModel", {}, "z-image"),
+        ("SomethingNew", {}, "SomethingNew"),
+    ],
+)
+def test_architectures_have_published_identifiers(class_name: str, config: dict[str, Any], identifier: str) -> None:
+    assert architecture_id(TransformerFacts(class_name, config, {})) == identifier
+
+
+@pytest.mark.parametrize("family", NATIVE_NAMES)
+def test_the_card_of_a_kohya_file_names_the_programs_that_read_all_of_it(tmp_path: Path, family: str) -> None:
+    text = Kohya().how_to_use(family_source(family, tmp_path))
+    assert ("musubi-tuner" in text) == (family == "ZImageTransformer2DModel")
+    assert ("`models/loras`" in text) == (family != "ZImageTransformer2DModel")
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import nn
 
 from engine.artifacts.checkpoint import load_checkpoint
-from engine.artifacts.export import export_run
+from engine.artifacts.export import ExportError, export_run
 from engine.artifacts.export.header import read_header
+from engine.catalogue import why_not
 from engine.events import Event, IterationDone
 from engine.models import load_model
 from engine.models.base import stack_embeddings
@@ -207,6 +208,21 @@ def test_an_export_draws_the_gallery_in_plain_diffusers(
     scale = family.scales[-1]
     assert setup_code(family.name, folder, scale) in card
     assert (lora_code(family.name, "pytorch_lora_weights.safetensors") in card) == (method == "lora")
+
+
+def test_other_formats_draw_it_too_or_are_refused(
+    family: Family, folder: Path, tiny_settings: RunSettings, tmp_path: Path
+) -> None:
+    tuning, rate = {"rank": 6, "alpha": 15.0, "layers": "all"}, {"learning_rate": 3e-2}
+    trained(run_settings(tiny_settings, family, folder, tuning=tuning, optimiser=rate), tmp_path / "run")
+    for form in ("comfyui", "kohya", "pipeline"):
+        refusal = why_not(form, "lora", family.name)
+        assert (refusal is not None) == (form != "pipeline" and family.name in ("sana", "hunyuan_image"))
+        if refusal is None:
+            assert export_run(tmp_path / "run", form, tmp_path / form).max_difference <= 2
+        else:
+            with pytest.raises(ExportError, match="no published names for the layers of"):
+                export_run(tmp_path / "run", form, tmp_path / form)
 
 
 def test_in_bfloat16_frozen_weights_are_small_and_it_trains(
