@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from engine.servers.allowed import KEYS_VARIABLE, SERVERS_VARIABLE
 from store.config import PROJECT_ROOT
 
 EXIT_USER_MISTAKE = 2
@@ -68,8 +69,15 @@ class EngineProcess:
 
 
 def engine_environment() -> dict[str, str]:
-    """The worker's environment without its own settings: the engine needs no database, and should know no password."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PALATE_")}
+    """The worker's environment without its own settings: the engine needs no database, and should know no password.
+
+    What the operator says of reward servers is the engine's.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PALATE_") or name in (SERVERS_VARIABLE, KEYS_VARIABLE)
+    }
     return {**environment, "PYTHONUNBUFFERED": "1"}
 
 

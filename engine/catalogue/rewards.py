@@ -88,6 +88,20 @@ REWARD_INFO: dict[RewardName, RewardInfo] = {
         10.0,
         licence="your own",
     ),
+    "http": RewardInfo(
+        "Reward server",
+        "What a server of yours says, over HTTP (docs/guides/reward-servers.md).",
+        (0.0, 1.0),
+        100.0,
+        licence="the server's",
+    ),
+    "judge": RewardInfo(
+        "Judge",
+        "What a vision-language model says of the image, by a rubric or questions of yours: 0 worst, 1 best.",
+        (0.0, 1.0),
+        1000.0,
+        licence="the model's",
+    ),
     "clip_score": RewardInfo(
         "CLIP score",
         "How well image and prompt agree: the cosine of their features in any CLIP model.",

@@ -23,6 +23,7 @@ from engine.rewards.incompressibility import Incompressibility
 from engine.rewards.ocr import Ocr
 from engine.rewards.pickscore import PickScore
 from engine.rewards.safety import Safety
+from engine.rewards.served import Served
 from engine.rewards.vividness import Vividness
 from engine.settings import RewardName, RewardSettings
 
@@ -38,6 +39,8 @@ REWARDS: dict[RewardName, MakeReward] = {
     "ocr": lambda settings, device: Ocr(),
     "safety": lambda settings, device: Safety(),
     "function": lambda settings, device: UserFunction(settings.function or ""),
+    "http": Served.http,
+    "judge": Served.judge,
     "clip_score": ClipScore.load,
     "hpsv2": Hpsv2.load,
     "pickscore": PickScore.load,

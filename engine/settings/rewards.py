@@ -18,6 +18,8 @@ RewardName = Literal[
     "ocr",
     "safety",
     "function",
+    "http",
+    "judge",
     "clip_score",
     "hpsv2",
     "pickscore",
@@ -146,11 +148,14 @@ _MODELS: frozenset[RewardName] = frozenset({"clip_score", "hpsv2", "pickscore", 
 REWARD_OPTIONS: Mapping[str, frozenset[RewardName]] = {
     "weights": _MODELS,
     "revision": _MODELS,
-    "server": frozenset(),
-    "judge": frozenset(),
+    "server": frozenset({"http", "judge"}),
+    "judge": frozenset({"judge"}),
     "function": frozenset({"function"}),
 }
 """Which rewards have each option; `label` and `gate` are for all."""
 
-_NEEDED: Mapping[str, frozenset[RewardName]] = {"function": frozenset({"function"})}
+_NEEDED: Mapping[str, frozenset[RewardName]] = {
+    "server": frozenset({"http", "judge"}),
+    "function": frozenset({"function"}),
+}
 """Which of them cannot do without it."""
