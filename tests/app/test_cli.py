@@ -144,6 +144,14 @@ def test_export_says_what_the_engine_says(tmp_path: Path, capfd: pytest.CaptureF
     assert (refused, capfd.readouterr().err) == (2, "No such format.\n")
 
 
+def test_the_options_of_an_export_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(headless, "export", lambda *arguments: calls.append(arguments) or 0)
+    options = ["--format", "kohya", "--dtype", "bfloat16", "--push", "org/mine", "--public"]
+    assert runner.invoke(app, ["export", str(tmp_path), "--out", "file", *options]).exit_code == 0
+    assert calls == [(tmp_path, "kohya", Path("file"), None, "--dtype", "bfloat16", "--push", "org/mine", "--public")]
+
+
 def recording_engine(tmp_path: Path, program: str = "") -> tuple[str, ...]:
     """An engine that leaves the request it was given in a file, and then runs a program of its own."""
     script = tmp_path / "engine.py"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -19,10 +21,12 @@ from engine.events import SamplesDrawn, Started, parse_event
 from engine.models import guidance_arguments, model_folder
 from engine.models.plain_calls import setup_code
 from engine.prompts import load_prompts
-from engine.settings import RunSettings
+from engine.settings import RewardSettings, RunSettings
 from engine.settings_text import read_settings
 
 NUM_CHECK_PROMPTS = 2
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
+_NO_HOST = "reward-server.invalid"
 
 
 class ExportError(ValueError):
@@ -112,7 +116,7 @@ class ExportSource:
         return list(load_prompts(self.settings).held_out[:NUM_CHECK_PROMPTS])
 
     def public_settings(self) -> RunSettings:
-        """The settings without the folders of the machine that they were used on."""
+        """The settings without the folders, and the servers' addresses, of the machine that they were used on."""
         model, prompts = self.settings.model, self.settings.prompts
         return self.settings.model_copy(
             update={
@@ -120,6 +124,7 @@ class ExportSource:
                 "prompts": prompts.model_copy(
                     update={"file": _name(prompts.file), "evaluation_file": _name(prompts.evaluation_file)}
                 ),
+                "rewards": tuple(_public_reward(reward) for reward in self.settings.rewards),
             }
         )
 
@@ -156,6 +161,16 @@ def _read_events(path: Path) -> tuple[tuple[SamplesDrawn, ...], str]:
         elif isinstance(event, Started):
             device = event.device
     return tuple(samples), device
+
+
+def _public_reward(reward: RewardSettings) -> RewardSettings:
+    """A reward whose weights are a hub's id, or a folder's name alone, and whose server is nowhere."""
+    weights, server = reward.weights, reward.server
+    if weights is not None and not _HUB_ID.fullmatch(weights):
+        weights = Path(weights).name
+    if server is not None:
+        server = server.model_copy(update={"url": urlsplit(server.url)._replace(netloc=_NO_HOST).geturl()})
+    return reward.model_copy(update={"weights": weights, "server": server})
 
 
 def _name(path: str | None) -> str | None:
