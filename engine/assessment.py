@@ -80,13 +80,20 @@ def _rival(request: EvaluationRequest, source: Source) -> Source | None:
     if request.against == "base":
         return base_of(source)
     rival = open_source(Path(request.against), None, request.against_hybrid)
-    ours, theirs = (model_folder(of.settings.model).resolve() for of in (source, rival))
+    ours, theirs = (_base_of(of) for of in (source, rival))
     if ours != theirs:
         raise ValueError(
             f"{request.run} was tuned from the model in {ours} and {request.against} from another, in {theirs}, so "
             "their images make no pairs; evaluate each by itself."
         )
     return rival
+
+
+def _base_of(source: Source) -> str:
+    """The base model of a run, for a sentence: its folder, and what it was started from."""
+    model = source.settings.model
+    folder = str(model_folder(model).resolve())
+    return folder if model.start_from is None else f"{folder} (started from {Path(model.start_from).resolve()})"
 
 
 def _prompts(request: EvaluationRequest, settings: RunSettings) -> tuple[tuple[str, ...], str]:

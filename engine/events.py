@@ -27,6 +27,7 @@ class Started(EventBase):
     iterations: int
     device: str
     versions: dict[str, str] = Field(description="python, torch, diffusers, …, palate, git commit.")
+    base: str = Field("", description="The base model: its name, the hub's commit, and what it was started from.")
 
 
 class PhaseSeconds(BaseModel):

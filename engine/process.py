@@ -34,6 +34,7 @@ from engine.catalogue import ExportPrecision
 from engine.events import CheckpointSaved, Event, Finished, Message, SamplesDrawn, parse_event
 from engine.inference import generate
 from engine.launch import FAULT, MISTAKE, check_devices, launch
+from engine.pinning import for_ranks, pin
 from engine.ranks import Ranks, is_one_of_several, join_ranks
 from engine.requests import EvaluationRequest, GenerationRequest
 from engine.settings import RunSettings
@@ -98,10 +99,11 @@ def run_training(arguments: argparse.Namespace) -> int:
     try:
         settings = _with_processes(read_settings(Path(arguments.settings)), arguments.processes)
         out.mkdir(parents=True, exist_ok=True)
-        if settings.compute.num_processes > 1 and not is_one_of_several():
-            check_devices(settings.compute)
-            command = (sys.executable, "-m", "engine.process", *_training_words(arguments))
-            return launch(command, settings.compute.num_processes, out / "ranks")
+        if not is_one_of_several():
+            resumed = [*map(Path, arguments.resume_from), *([out] if arguments.resume else [])]
+            settings = pin(settings, resumed)
+            if settings.compute.num_processes > 1:
+                return _launch_ranks(settings, arguments, out / "ranks")
     except (ValueError, OSError) as error:
         return _report_mistake(error, None)
     stop = _StopFlag()
@@ -112,9 +114,16 @@ def run_training(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _training_words(arguments: argparse.Namespace) -> list[str]:
+def _launch_ranks(settings: RunSettings, arguments: argparse.Namespace, folder: Path) -> int:
+    """Start the ranks of a run, and wait for them; returns the exit code."""
+    check_devices(settings.compute)
+    words = _training_words(arguments, for_ranks(settings, Path(arguments.settings), folder))
+    return launch((sys.executable, "-m", "engine.process", *words), settings.compute.num_processes, folder)
+
+
+def _training_words(arguments: argparse.Namespace, settings: Path) -> list[str]:
     """The command line of a training again, for each of its ranks."""
-    words = ["train", "--settings", arguments.settings, "--out", arguments.out]
+    words = ["train", "--settings", str(settings), "--out", arguments.out]
     words += ["--resume"] if arguments.resume else []
     return words + [word for path in arguments.resume_from for word in ("--resume-from", path)]
 

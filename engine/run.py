@@ -96,6 +96,9 @@ def prepare(
     rewards = make_rewards(settings.rewards, device)
     for reward in rewards.values():
         reward.check_prompts((*prompts.training, *prompts.held_out))
+    if model is None and settings.model.hub_id is not None:
+        wanted = f"{settings.model.hub_id} at {settings.model.revision or 'main'}"
+        emit(Message(time=time.time(), text=f"Loading {wanted}; what is not here yet is downloaded."))
     given, model = model, model or load_model(settings.model)
     if ranks.sharded:
         # First: no device need hold the whole of it.

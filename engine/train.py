@@ -30,7 +30,7 @@ from engine.events import Finished, IterationDone, Message, PhaseSeconds, Starte
 from engine.generators import derived_generator
 from engine.gradients import accumulate, clip_gradient
 from engine.learning_rate import learning_rate_at
-from engine.models import PromptEmbeddings
+from engine.models import PromptEmbeddings, base_in_words
 from engine.models.velocity import prompt_velocity
 from engine.objective.advantage import balanced_splits, best_and_worst, group_advantages
 from engine.objective.base import ImageVelocity, Objective, choose_steps
@@ -354,7 +354,7 @@ def _started(run: Run) -> Started:
     count = f"{run.ranks.world_size} × " if run.ranks.world_size > 1 else ""
     return Started(
         time=time.time(), step=run.step, iterations=run.settings.iterations, device=count + device_name(run.device),
-        versions=versions(),
+        versions=versions(), base=base_in_words(run.settings.model) if run.ranks.is_main else "",
     )  # fmt: skip
 
 

@@ -71,8 +71,9 @@ def create_run(
     """
     if settings.prompts.file is not None or settings.prompts.evaluation_file is not None:
         raise ValueError("prompts.file and prompts.evaluation_file cannot be used here; upload a prompt set instead.")
-    if settings.model.folder is not None:
-        raise ValueError("model.folder cannot be used here; start such a run with `palate train`.")
+    for source in ("folder", "hub_id", "start_from"):
+        if getattr(settings.model, source) is not None:
+            raise ValueError(f"model.{source} cannot be used here; start such a run with `palate train`.")
     for reward in settings.rewards:
         if reward.function is not None and not functions_allowed:
             raise ValueError(

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.builtin import WEIGHTS
 from engine.models import qwen_image, z_image
 from engine.models.base import PromptEmbeddings, TextToImage
 from engine.models.chroma import Chroma
@@ -21,11 +20,16 @@ from engine.models.hunyuan_image import HunyuanImage
 from engine.models.lumina2 import Lumina2
 from engine.models.qwen_image import QwenImage
 from engine.models.sana import Sana
+from engine.models.source import OWN_WEIGHTS, base_in_words, model_folder, pinned
 from engine.models.stable_diffusion_3 import StableDiffusion3
+from engine.models.starting_point import start_from
 from engine.models.z_image import ZImage
 from engine.settings import ModelName, ModelSettings
 
-__all__ = ["MODELS", "PromptEmbeddings", "TextToImage", "guidance_arguments", "load_model", "model_folder"]
+__all__ = [
+    "MODELS", "OWN_WEIGHTS", "PromptEmbeddings", "TextToImage", "base_in_words", "guidance_arguments", "load_model",
+    "model_folder", "pinned",
+]  # fmt: skip
 
 MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
     "builtin": StableDiffusion3.from_folder,
@@ -40,7 +44,6 @@ MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
     "flux2": Flux2.from_folder,
     "flux2_klein": Flux2Klein.from_folder,
 }
-OWN_WEIGHTS: dict[ModelName, Path] = {"builtin": WEIGHTS}
 # What a plain pipeline call is told for a guidance scale, where that is not `guidance_scale`.
 GUIDANCE_ARGUMENTS: dict[ModelName, Callable[[float], dict[str, Any]]] = {
     "qwen_image": qwen_image.guidance_arguments,
@@ -52,24 +55,16 @@ GUIDANCE_ARGUMENTS: dict[ModelName, Callable[[float], dict[str, Any]]] = {
 }
 
 
-def model_folder(model: ModelSettings) -> Path:
-    """The pipeline folder the settings name. Raises ValueError, saying what to change, if it is no pipeline folder."""
-    if model.folder is None and model.name not in OWN_WEIGHTS:
-        raise ValueError(
-            f"The model {model.name} comes without weights; set model.folder to a folder that holds its diffusers "
-            "pipeline (with model_index.json)."
-        )
-    folder = Path(model.folder) if model.folder else OWN_WEIGHTS[model.name]
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(
-            f"{folder} is not a diffusers pipeline folder (it has no model_index.json); check model.folder."
-        )
-    return folder
-
-
 def load_model(model: ModelSettings) -> TextToImage:
-    """The model the settings name, on the CPU. Raises ValueError if its folder is not one, or not of that family."""
-    return MODELS[model.name](model_folder(model), model)
+    """The model the settings name, on the CPU, with the weights it starts from.
+
+    Raises ValueError if it cannot be had, or is not of that family, or what it is to start from does not fit.
+    """
+    folder = model_folder(model)
+    loaded = MODELS[model.name](folder, model)
+    if model.start_from is not None:
+        start_from(Path(model.start_from), loaded.transformer, folder)
+    return loaded
 
 
 def guidance_arguments(name: ModelName, guidance_scale: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,7 @@ def test_checkpoints_of_two_base_models_are_refused(
     run = tiny_run()
     evaluate(run, tmp_path / "the same by another name", against=same)
     other.unlink()
-    other.mkdir()
-    (other / "model_index.json").write_text("{}")
+    shutil.copytree(tiny_pipeline_folder, other)
     with pytest.raises(ValueError, match="images make no pairs; evaluate each by itself"):
         evaluate(run, tmp_path / "out", against=same)
     assert not (tmp_path / "out").exists()

@@ -37,6 +37,8 @@ def test_a_run_is_what_was_asked_for(either_database: Database) -> None:
         ({"prompts": {"file": "/etc/passwd"}}, "upload a prompt set instead"),
         ({"prompts": {"evaluation_file": "/etc/passwd"}}, "upload a prompt set instead"),
         ({"model": {"folder": "/etc"}}, "model.folder cannot be used here"),
+        ({"model": {"hub_id": "owner/name"}}, "model.hub_id cannot be used here"),
+        ({"model": {"start_from": "/etc/passwd"}}, "model.start_from cannot be used here"),
         ({"model": {"name": "flux"}}, "The model flux comes without weights, and model.folder cannot be used here"),
     ],
 )

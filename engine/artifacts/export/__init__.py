@@ -21,6 +21,7 @@ from engine.artifacts.export.merged import Merged
 from engine.artifacts.export.model_card import model_card
 from engine.artifacts.export.pipeline_folder import PipelineFolder
 from engine.artifacts.export.source import ExportError, ExportSource, read_source
+from engine.artifacts.export.started import with_started_base
 from engine.artifacts.export.verification import Verification, in_words, verify_export
 from engine.catalogue import ExportPrecision, why_not
 from engine.quiet import quiet_libraries
@@ -79,6 +80,7 @@ def export_run(
     out = _destination(kind, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary, quiet_libraries():
+        source = with_started_base(source, Path(temporary) / "base")
         folder = Path(temporary) / "files"
         folder.mkdir()
         kind.write(source, folder)

@@ -51,7 +51,7 @@ def header(source: ExportSource, kind: Literal["lora", "whole"], implementation:
         "modelspec.date": datetime.fromtimestamp(manifest.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.license": source.licence.text,
-        "palate.base_model": source.base_name,
+        "palate.base_model": source.relative_to,
         "palate.base_revision": source.base_revision,
         "palate.step": str(source.step),
         "palate.averaged": str(source.averaged).lower(),

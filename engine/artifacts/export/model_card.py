@@ -9,6 +9,7 @@ import yaml
 from engine.artifacts.export.architecture import architecture_id
 from engine.artifacts.export.base import ExportFormat
 from engine.artifacts.export.source import ExportSource
+from engine.artifacts.export.started import how_to_start
 from engine.artifacts.export.verification import Verification, in_words
 from engine.events import SamplesDrawn
 
@@ -29,7 +30,7 @@ def model_card(
 
 # {source.base_name}, tuned for {" + ".join(reward.key for reward in settings.rewards if reward.weight > 0)}
 
-{source.step} iterations of MixGRPO on `{source.base_name}` with the rewards {rewards}{average}.
+{source.step} iterations of MixGRPO on `{source.relative_to}` with the rewards {rewards}{average}.
 Made with Palate. The weights are in {source.precision}.
 
 ## Scores
@@ -38,7 +39,7 @@ Made with Palate. The weights are in {source.precision}.
 
 ## Use
 
-{kind.how_to_use(source)}
+{how_to_start(source, is_adapter=kind.relation == "adapter")}{kind.how_to_use(source)}
 
 Checked before it was given out: {in_words(verification, kind.checked_by)}.
 

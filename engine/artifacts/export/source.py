@@ -18,7 +18,7 @@ from engine.artifacts.manifest import Manifest, find_checkpoint
 from engine.artifacts.trained import read_trained
 from engine.catalogue import ExportPrecision
 from engine.events import SamplesDrawn, Started, parse_event
-from engine.models import guidance_arguments, model_folder
+from engine.models import base_in_words, guidance_arguments, model_folder
 from engine.models.plain_calls import setup_code
 from engine.prompts import load_prompts
 from engine.settings import RewardSettings, RunSettings
@@ -47,6 +47,7 @@ class ExportSource:
         samples: what the gallery shows, step by step.
         device: what the run was made on, as it said at its start ("" if it did not).
         precision: what the exported weights are held in.
+        relative_to: the base model in full, as the run said it: name, commit, what it was started from.
     """
 
     run: Path
@@ -57,6 +58,7 @@ class ExportSource:
     base: Path
     samples: tuple[SamplesDrawn, ...]
     device: str
+    relative_to: str
     precision: ExportPrecision = "float32"
 
     def stored(self, tensor: Tensor) -> Tensor:
@@ -71,7 +73,9 @@ class ExportSource:
     @cached_property
     def licence(self) -> Licence:
         """The base model's licence, which what was tuned from it inherits."""
-        return Licence("apache-2.0") if self.settings.model.folder is None else read_licence(self.base)
+        model = self.settings.model
+        own = model.folder is None and model.hub_id is None
+        return Licence("apache-2.0") if own else read_licence(self.base)
 
     @cached_property
     def base_revision(self) -> str:
@@ -86,15 +90,16 @@ class ExportSource:
     @property
     def base_name(self) -> str:
         """The base model's name: on its hub, or its folder's without those that it lies in."""
-        folder = self.settings.model.folder
-        if not folder:
-            return f"palate-{self.settings.model.name}"
-        return hub_name(Path(folder)) or Path(folder).name
+        model = self.settings.model
+        if not model.folder:
+            return model.hub_id or f"palate-{model.name}"
+        return hub_name(Path(model.folder)) or Path(model.folder).name
 
     @property
     def base_path(self) -> str:
-        """Where a reader finds the base pipeline: beside the files, or in a checkout of Palate."""
-        return self.base_name if self.settings.model.folder else "engine/builtin/weights"
+        """Where a reader finds the base pipeline: on the hub, beside the files, or in a checkout of Palate."""
+        model = self.settings.model
+        return self.base_name if model.hub_id or model.folder else "engine/builtin/weights"
 
     @property
     def call(self) -> dict[str, Any]:
@@ -120,7 +125,9 @@ class ExportSource:
         model, prompts = self.settings.model, self.settings.prompts
         return self.settings.model_copy(
             update={
-                "model": model.model_copy(update={"folder": _name(model.folder)}),
+                "model": model.model_copy(
+                    update={"folder": _name(model.folder), "start_from": _name(model.start_from)}
+                ),
                 "prompts": prompts.model_copy(
                     update={"file": _name(prompts.file), "evaluation_file": _name(prompts.evaluation_file)}
                 ),
@@ -140,17 +147,19 @@ def read_source(run: Path, step: int | None, precision: ExportPrecision = "float
     """
     settings = read_settings(run / "settings.yaml")
     trained = read_trained(find_checkpoint(run, step))
-    samples, device = _read_events(run / "events.jsonl")
-    base = model_folder(settings.model)
+    samples, started = _read_events(run / "events.jsonl")
     return ExportSource(
-        run, settings, trained.manifest, trained.tensors, trained.averaged, base, samples, device, precision
-    )
+        run, settings, trained.manifest, trained.tensors, trained.averaged, model_folder(settings.model), samples,
+        device=started.device if started else "",
+        relative_to=(started.base if started else "") or base_in_words(settings.model),
+        precision=precision,
+    )  # fmt: skip
 
 
-def _read_events(path: Path) -> tuple[tuple[SamplesDrawn, ...], str]:
-    """The evaluations in an event file, and the device; a line that is still being written ends it."""
+def _read_events(path: Path) -> tuple[tuple[SamplesDrawn, ...], Started | None]:
+    """The evaluations in an event file, and its newest start; a line that is still being written ends it."""
     samples: list[SamplesDrawn] = []
-    device = ""
+    started: Started | None = None
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             event = parse_event(line)
@@ -159,8 +168,8 @@ def _read_events(path: Path) -> tuple[tuple[SamplesDrawn, ...], str]:
         if isinstance(event, SamplesDrawn):
             samples.append(event)
         elif isinstance(event, Started):
-            device = event.device
-    return tuple(samples), device
+            started = event
+    return tuple(samples), started
 
 
 def _public_reward(reward: RewardSettings) -> RewardSettings:

@@ -59,7 +59,7 @@ def family_source(class_name: str, folder: Path, rank: int = 4, alpha: float = 7
     }
     settings = RunSettings(tuning=TuningSettings(rank=rank, alpha=alpha, layers="all"))
     manifest = Manifest(step=1, created=0.0, settings_digest=settings.digest(), versions={"torch": "0"}, files={})
-    source = ExportSource(folder, settings, manifest, weights, False, folder, (), "CPU")
+    source = ExportSource(folder, settings, manifest, weights, False, folder, (), "CPU", "a model")
     source.__dict__["facts"] = facts  # what the folder's configuration would say
     return source
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import diffusers
 import pytest
 
 from engine.catalogue import MODEL_INFO
@@ -11,6 +12,12 @@ from engine.settings import ModelSettings
 
 def test_the_catalogue_knows_which_models_need_a_folder() -> None:
     assert {name for name, info in MODEL_INFO.items() if info.needs_folder} == MODELS.keys() - OWN_WEIGHTS.keys()
+
+
+def test_the_catalogue_knows_every_familys_pipelines() -> None:
+    for name, info in MODEL_INFO.items():
+        assert info.pipelines, f"{name} has no pipelines in MODEL_INFO"
+        assert all(hasattr(diffusers, pipeline) for pipeline in info.pipelines)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - OWN_WEIGHTS.keys()))

@@ -1,0 +1,116 @@
+"""What a diffusers pipeline folder holds: of which family, and whether it is whole (free of torch)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.catalogue import MODEL_INFO
+from engine.settings import ModelName
+from engine.tensor_headers import HeaderError, TensorShape, read_header
+
+INDEX_NAME = "model_index.json"
+CARD_NAME = "README.md"
+_MAX_JSON_BYTES = 64 * 2**20
+
+
+class PipelineFolderError(ValueError):
+    """A folder that is not the pipeline it should be, in a sentence."""
+
+
+def check_pipeline_folder(folder: Path, name: ModelName) -> None:
+    """Raise PipelineFolderError, with a sentence, unless the folder holds a whole pipeline of that family."""
+    index = read_index(folder)
+    found, expected = index.get("_class_name"), MODEL_INFO[name].pipelines
+    if found not in expected:
+        others = [other for other, info in MODEL_INFO.items() if found in info.pipelines]
+        remedy = f"set model.name to {others[-1]}" if others else "choose another folder"
+        raise PipelineFolderError(
+            f"{folder} holds a {found}, but {name} needs a {' or '.join(expected)}; {remedy}."
+        )
+    missing = missing_files(folder)
+    if missing:
+        raise PipelineFolderError(
+            f"{folder} is not whole: {missing[0]} is missing{f', and {len(missing) - 1} more' if missing[1:] else ''}; "
+            "download or copy it again."
+        )
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """A pipeline folder's model_index.json. Raises PipelineFolderError if it has none that can be read."""
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise PipelineFolderError(
+            f"{folder} is not a diffusers pipeline folder (it has no {INDEX_NAME}); check model.folder."
+        )
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file of a pipeline. Raises PipelineFolderError if it holds none, or is far too large."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise PipelineFolderError(f"{path} is too large for what it should be; download it again.")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PipelineFolderError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, PipelineFolderError):
+            raise
+        raise PipelineFolderError(f"{path} is not valid JSON; download or copy it again.") from error
+    if not isinstance(data, dict):
+        raise PipelineFolderError(f"{path} is not what diffusers writes there; download or copy it again.")
+    return data
+
+
+def part_names(index: dict[str, Any]) -> list[str]:
+    """Names of the folders that an index says there are, such as transformer and vae."""
+    return [
+        name for name, entry in index.items()
+        if re.fullmatch(r"[a-z][a-z0-9_]*", name) and isinstance(entry, list) and entry and entry[0]
+    ]  # fmt: skip
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a pipeline folder lacks, relative to it: a part's folder, its weights, or one of their shards."""
+    missing: list[str] = []
+    for part in part_names(read_index(folder)):
+        if not any((folder / part).glob("*.json")):
+            missing.append(f"{part}/")
+        elif _holds_weights(folder / part) and not weight_files(folder / part):
+            missing.append(f"{part}/*.safetensors")
+        else:
+            missing += [f"{part}/{file.name}" for file in weight_files(folder / part) if not file.is_file()]
+    return missing
+
+
+def _holds_weights(part: Path) -> bool:
+    """Whether a part is a network: schedulers, tokenizers and processors have another file for their settings."""
+    return (part / "config.json").is_file() and not part.name.startswith(("tokenizer", "scheduler", "feature"))
+
+
+def weight_files(part: Path) -> list[Path]:
+    """A network's safetensors files, shards as their index names them, there or not; no variants such as fp16."""
+    indices = sorted(path for path in part.glob("*.safetensors.index.json") if ".fp16." not in path.name)
+    if indices:
+        shards = read_json(indices[0]).get("weight_map")
+        if not isinstance(shards, dict):
+            raise PipelineFolderError(f"{indices[0]} names no files; download or copy it again.")
+        names = {str(name) for name in shards.values()}
+        if any(Path(name).name != name for name in names):
+            raise PipelineFolderError(f"{indices[0]} names files outside its folder, so it is not read.")
+        return [part / name for name in sorted(names)]
+    return sorted(path for path in part.glob("*.safetensors") if ".fp16." not in path.name)
+
+
+def tensor_shapes(files: Sequence[Path]) -> dict[str, TensorShape]:
+    """All tensors of some safetensors files, from their headers. Raises HeaderError where one is none."""
+    found: dict[str, TensorShape] = {}
+    for file in files:
+        if not file.is_file():
+            raise HeaderError(f"{file} is not there; download or copy the model again.")
+        found |= read_header(file).tensors
+    return found
