@@ -15,14 +15,15 @@ from pydantic import ValidationError
 from app import headless
 from engine.catalogue import EXPORT_INFO, ExportPrecision
 from engine.presets import PRESETS
-from engine.requests import DrawingRequest, EvaluationRequest, GenerationRequest
+from engine.requests import EvaluationRequest, GenerationRequest, ScoringRequest
+from engine.settings import Section
 from engine.settings_text import SettingsError, explain, read_settings
 
 app = typer.Typer(
     name="palate", help="Teach a flow-matching image model your taste.", no_args_is_help=True, add_completion=False,
     rich_markup_mode=None, pretty_exceptions_enable=False,
 )
-rewards_app = typer.Typer(help="Rewards: make their published weights ready.", no_args_is_help=True)
+rewards_app = typer.Typer(help="Rewards: list them, try them, make their published weights ready.")
 app.add_typer(rewards_app, name="rewards")
 MISTAKE = 2
 PRECISIONS: tuple[str, ...] = get_args(ExportPrecision)
@@ -38,7 +39,7 @@ Hybrid = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda; without: as the run.")]
 Out = Annotated[Path, typer.Option(help="Folder for what is made.")]
-AnyRequest = TypeVar("AnyRequest", bound=DrawingRequest)
+AnyRequest = TypeVar("AnyRequest", bound=Section)
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -173,6 +174,36 @@ def evaluate(
         guidance_scale=guidance, hybrid=hybrid, device=device, out=out,
     )  # fmt: skip
     raise typer.Exit(headless.evaluate(request))
+
+
+@rewards_app.callback(invoke_without_command=True)
+def rewards(context: typer.Context) -> None:
+    """List the rewards: what they measure, licence, size, and what they still lack on this machine."""
+    if context.invoked_subcommand is None:
+        from app.reward_text import rewards_text  # noqa: PLC0415 - looks at what is installed, for this command alone
+
+        typer.echo(rewards_text())
+
+
+@rewards_app.command()
+def score(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    prompt: Annotated[str, typer.Option(help="What the image was made for.")] = "",
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="By name, or by its label in --settings; may be given several times; without: all that can."),
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="Settings of a run: its rewards, with their weights, servers and functions.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Score an image: the score and milliseconds of each reward, or what it lacks."""
+    request = _request(
+        ScoringRequest, image=image, prompt=prompt, rewards=tuple(dict.fromkeys(reward or [])), settings=settings,
+        device=device,
+    )  # fmt: skip
+    raise typer.Exit(headless.score_image(request))
 
 
 @rewards_app.command()

@@ -20,7 +20,7 @@ from app import words
 from app.evaluation_text import evaluation_text
 from engine.events import CheckpointSaved, Event, Finished, IterationDone, Message, SamplesDrawn, Started, parse_event
 from engine.reports import EVALUATION_NAME, GENERATION_NAME, GRID_NAME, Evaluation
-from engine.requests import EvaluationRequest, GenerationRequest
+from engine.requests import EvaluationRequest, GenerationRequest, ScoringRequest
 
 _POLL_SECONDS = 0.2
 
@@ -248,6 +248,11 @@ def convert_reward(file: Path, out: Path, reward: str | None, base: str | None, 
     command = ["convert", "--file", str(file), "--out", str(out)]
     command += ["--reward", reward] if reward is not None else []
     return _call("conversion", [*command, *(["--base", base] if base is not None else [])], engine)
+
+
+def score_image(request: ScoringRequest, *, engine: Sequence[str] = ()) -> int:
+    """Have the engine score an image, a line a reward; returns the exit code."""
+    return _call("scoring", ["score", "--request", request.model_dump_json()], engine)
 
 
 def _call(what: str, arguments: Sequence[str], engine: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 `python -m engine.process train --settings FILE --out DIR [--resume | --resume-from CHECKPOINT …] [--processes N]`
 `python -m engine.process export --run DIR --format NAME --out FILE [--checkpoint STEP] [--dtype DTYPE] […]`
-`python -m engine.process generate|evaluate --request JSON` (engine/requests.py)
+`python -m engine.process generate|evaluate|score --request JSON` (engine/requests.py)
 `python -m engine.process convert --file CHECKPOINT --out DIR [--reward NAME] [--base DIR_OR_HUB_ID]`
 
 With several processes, the one that is started starts the run's ranks (engine/launch.py), each with this same command.
@@ -36,10 +36,11 @@ from engine.inference import generate
 from engine.launch import FAULT, MISTAKE, check_devices, launch
 from engine.pinning import for_ranks, pin
 from engine.ranks import Ranks, is_one_of_several, join_ranks
-from engine.requests import EvaluationRequest, GenerationRequest
+from engine.requests import EvaluationRequest, GenerationRequest, ScoringRequest
 from engine.settings import RunSettings
 from engine.settings_text import parse_settings, read_settings
 from engine.train import train
+from engine.trying import try_rewards
 from engine.versions import versions
 
 _PR_SET_PDEATHSIG = 1
@@ -302,6 +303,17 @@ def run_conversion(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_scoring(arguments: argparse.Namespace) -> int:
+    """Score an image; a line a reward; returns the exit code."""
+    try:
+        request = ScoringRequest.model_validate_json(arguments.request)
+        if not try_rewards(request, lambda line: print(line, flush=True)):
+            raise ValueError("No reward gave a score.")
+    except (ValueError, OSError) as error:
+        return _report_mistake(error, None)
+    return 0
+
+
 def _show_progress(name: str, done: int, total: int) -> None:
     """A line that is rewritten on a terminal; elsewhere one line when all is drawn."""
     if sys.stdout.isatty():
@@ -358,7 +370,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     converting.add_argument("--out", required=True)
     converting.add_argument("--reward")
     converting.add_argument("--base", metavar="DIR_OR_HUB_ID")
-    for name in ("generate", "evaluate"):
+    for name in ("generate", "evaluate", "score"):
         commands.add_parser(name).add_argument("--request", required=True, metavar="JSON")
     return parser.parse_args(argv)
 
@@ -369,6 +381,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "generate": run_generation,
     "evaluate": run_evaluation,
     "convert": run_conversion,
+    "score": run_scoring,
 }
 
 

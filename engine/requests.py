@@ -56,6 +56,18 @@ class GenerationRequest(DrawingRequest):
         return self
 
 
+class ScoringRequest(Section):
+    """One image, scored by rewards."""
+
+    image: Path = Field(description="A PNG, JPEG or other image file.")
+    prompt: str = Field("", description="What the image was made for.")
+    rewards: tuple[str, ...] = Field(
+        (), description="By label or name; empty = those of the settings, or all that can score here."
+    )
+    settings: Path | None = Field(None, description="Settings of a run, whose rewards have their options.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU if there is one.")
+
+
 class EvaluationRequest(DrawingRequest):
     """Scores of a checkpoint on a set of prompts, by itself or in pairs with another."""
 

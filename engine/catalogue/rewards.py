@@ -22,6 +22,7 @@ class RewardInfo:
         licence: of its weights, or of the code where it has none.
         size_mb: its weights on disk, in MB.
         memory_mb: what it takes of the memory of the device it computes on, in MB.
+        usual_weights: the hub's id of the weights it has where none are named ("" = none, or they come with it).
         extra: the extra of pyproject.toml that it needs ("" = none), and `modules`, the modules that come with it.
     """
 
@@ -35,6 +36,7 @@ class RewardInfo:
     extra: str = ""
     modules: tuple[str, ...] = ()
     milliseconds_on_gpu: float | None = None
+    usual_weights: str = ""
 
 
 REWARD_INFO: dict[RewardName, RewardInfo] = {
@@ -111,6 +113,7 @@ REWARD_INFO: dict[RewardName, RewardInfo] = {
         size_mb=1710.0,
         memory_mb=1300.0,
         milliseconds_on_gpu=15.0,
+        usual_weights="openai/clip-vit-large-patch14",
     ),
     "hpsv2": RewardInfo(
         "HPS v2",
@@ -131,6 +134,7 @@ REWARD_INFO: dict[RewardName, RewardInfo] = {
         size_mb=3944.0,
         memory_mb=2600.0,
         milliseconds_on_gpu=18.0,
+        usual_weights="yuvalkirstain/PickScore_v1",
     ),
     "image_reward": RewardInfo(
         "ImageReward",

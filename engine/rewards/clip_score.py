@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.catalogue import REWARD_INFO
 from engine.rewards.base import Pixels, Scores
 from engine.rewards.clip import Clip
 from engine.rewards.pretrained import Pretrained
 from engine.settings import RewardSettings
 
-USUAL_WEIGHTS = "openai/clip-vit-large-patch14"
+USUAL_WEIGHTS = REWARD_INFO["clip_score"].usual_weights
 REMEDY = (
     "Set `weights` to the hub id or folder of a transformers CLIP, such as openai/clip-vit-large-patch14 (1.7 GB) or "
     "apple/DFN5B-CLIP-ViT-H-14-384 (3.9 GB), with config.json, the weights and the tokenizer; an open_clip checkpoint "

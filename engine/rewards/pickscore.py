@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.catalogue import REWARD_INFO
 from engine.rewards.base import Pixels, Scores
 from engine.rewards.clip import Clip
 from engine.rewards.pretrained import Pretrained
 from engine.settings import RewardSettings
 
-USUAL_WEIGHTS = "yuvalkirstain/PickScore_v1"
+USUAL_WEIGHTS = REWARD_INFO["pickscore"].usual_weights
 REMEDY = (
     "Set `weights` to yuvalkirstain/PickScore_v1 (3.9 GB, fetched once), or to a folder with that repository's "
     "config.json and model.safetensors and the tokenizer's files of laion/CLIP-ViT-H-14-laion2B-s32B-b79K."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 
 from app import headless
 from app.cli import app
+from engine.catalogue import REWARD_INFO
+from engine.catalogue.presence import what_lacks
 from engine.events import Finished, IterationDone, PhaseSeconds, SampleImage, SamplesDrawn
 from engine.presets import PRESETS
 from engine.requests import EvaluationRequest, GenerationRequest
@@ -46,6 +49,7 @@ def test_printed_preset_is_read_back(name: str) -> None:
         (["evaluate", "run", "--out", "out", "--hybrid", "1.5"], "`hybrid`: Input should be less than or equal to 1."),
         (["generate", "run", "--out", "out", "--prompt", ""], "A prompt is empty"),
         (["generate", "run", "--out", "out", "--prompt", "star", "--steps", "0"], "`num_steps`: Input should be"),
+        (["rewards", "score", "image.png", "--device", "tpu"], "`device`: Input should be 'auto', 'cpu' or 'cuda'"),
         (["up", "--host", "0.0.0.0"], "can be reached by others"),
     ],
 )
@@ -68,6 +72,27 @@ def test_bad_settings(text: str, sentence: str, tmp_path: Path) -> None:
     result = runner.invoke(app, ["train", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "run")])
     assert (result.exit_code, (tmp_path / "run").exists()) == (2, False)
     assert sentence in result.stderr
+
+
+def test_rewards_are_listed_with_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.catalogue.presence.find_spec", lambda module: None)
+    monkeypatch.setattr("engine.catalogue.presence.try_to_load_from_cache", lambda hub, file: None)
+    result = runner.invoke(app, ["rewards"])
+    assert result.exit_code == 0
+    blocks = {block.split(":")[0]: block for block in re.split(r"\n(?! )", result.stdout.strip())}
+    assert list(blocks) == list(REWARD_INFO)
+    assert "3.94 GB of weights; licence: MIT" in blocks["pickscore"]
+    assert "weights not here: yuvalkirstain/PickScore_v1 is fetched" in blocks["pickscore"]
+    assert '    not ready: install it: .venv/bin/pip install -c constraints.txt -e ".[rewards]"' in blocks["ocr"]
+    assert "palate rewards convert" in blocks["hpsv2"]
+    assert "name a `server`" in blocks["judge"]
+    assert blocks["vividness"].endswith("\n    ready")
+
+
+def test_rewards_that_are_here_are_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.catalogue.presence.find_spec", lambda module: object())
+    monkeypatch.setattr("engine.catalogue.presence.try_to_load_from_cache", lambda hub, file: f"/cache/{file}")
+    assert [what_lacks(name) for name in ("ocr", "safety", "clip_score", "pickscore")] == [""] * 4
 
 
 def settings_file(tmp_path: Path) -> Path:
