@@ -1,25 +1,19 @@
-"""Form fields drawn from RunSettings: bounds, choices and help come from the pydantic fields themselves.
-
-`describe` is pure; `draw` turns a description into the Streamlit widget that suits it.
-"""
+"""The new-run form: `draw` turns a setting's description (app/field_shapes.py) into the widget that suits it."""
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import streamlit as st
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from app import words
+from app.field_shapes import describe
+from app.reward_options import draw_options
 from engine.catalogue import REWARD_INFO
 from engine.settings import RewardName, RunSettings
 from engine.work import mean_work
-
-Kind = Literal["integer", "number", "choice", "switch", "text"]
 
 
 @dataclass(frozen=True)
@@ -41,62 +35,6 @@ MAIN_SETTINGS: tuple[MainSetting, ...] = (
     MainSetting("evaluation.every", "Iterations between samples"),
     MainSetting("seed", "Seed"),
 )
-
-
-@dataclass(frozen=True)
-class FieldShape:
-    """What a widget must know of one setting. Bounds are inclusive; None is no bound."""
-
-    kind: Kind
-    help: str
-    minimum: float | None = None
-    maximum: float | None = None
-    options: tuple[Any, ...] = ()
-
-
-def describe(path: str, model: type[BaseModel] = RunSettings) -> FieldShape:
-    """The shape of the setting at a dotted path. Raises KeyError if there is none."""
-    name, _, rest = path.partition(".")
-    field = model.model_fields[name]
-    if rest:
-        section = field.annotation
-        assert isinstance(section, type) and issubclass(section, BaseModel)
-        return describe(rest, section)
-    return _shape(field)
-
-
-def _shape(field: FieldInfo) -> FieldShape:
-    text = field.description or ""
-    annotation, metadata = field.annotation, list(field.metadata)
-    if get_origin(annotation) is Annotated:
-        annotation, *more = get_args(annotation)
-        metadata += [item for extra in more for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
-    if get_origin(annotation) is Literal:
-        return FieldShape("choice", text, options=get_args(annotation))
-    if get_origin(annotation) in (Union, types.UnionType):
-        return FieldShape("text", text)
-    if annotation is bool:
-        return FieldShape("switch", text)
-    if annotation in (int, float):
-        integer = annotation is int
-        return FieldShape("integer" if integer else "number", text, *_bounds(metadata, integer))
-    return FieldShape("text", text)
-
-
-def _bounds(metadata: Sequence[object], integer: bool) -> tuple[float | None, float | None]:
-    """Inclusive bounds; an exclusive bound of an integer moves by one, that of a float is left to validation."""
-    low: float | None = None
-    high: float | None = None
-    for item in metadata:
-        for name, value in ((name, getattr(item, name, None)) for name in ("ge", "gt", "le", "lt")):
-            if value is None:
-                continue
-            inclusive = name in ("ge", "le") or not integer
-            if name in ("ge", "gt"):
-                low = value if inclusive else value + 1
-            else:
-                high = value if inclusive else value - 1
-    return low, high
 
 
 def value_at(settings: RunSettings, path: str) -> Any:
@@ -157,7 +95,7 @@ def keep_in_address(name: str, key: str) -> None:
 
 
 def draw_rewards(settings: RunSettings, key: str) -> list[dict[str, Any]]:
-    """A switch and a weight for every reward of the catalogue; returns those that are on, as settings."""
+    """A switch, a weight and options for every reward of the catalogue; returns those that are on, as settings."""
     given = {reward.key: reward.model_dump(mode="json") for reward in settings.rewards}
     chosen: list[tuple[str, dict[str, Any]]] = []
     for reward_key, reward in _offered(given).items():
@@ -179,7 +117,7 @@ def draw_rewards(settings: RunSettings, key: str) -> list[dict[str, Any]]:
                 cost += f" on a CPU, {info.milliseconds_on_gpu:g} ms on a GPU"
             st.caption(f"{info.help} " + f"Scores from {low:g} to {high:g}; {cost}.".replace("-", "−"))
         if on:
-            chosen.append((reward_key, reward | {"weight": value}))
+            chosen.append((reward_key, draw_options(reward | {"weight": value}, title, f"{key}-{reward_key}")))
     # A form left as it is gives the settings it started from, order and all.
     order = [*given, *(name for name in REWARD_INFO if name not in given)]
     return [reward for _, reward in sorted(chosen, key=lambda row: order.index(row[0]))]

@@ -23,6 +23,7 @@ from app.forms import (
 )
 from engine.catalogue import MODEL_INFO
 from engine.presets import PRESETS
+from engine.servers.check import check_server
 from engine.settings import RunSettings
 from engine.settings_text import SettingsError, from_yaml, parse_settings
 from store.prompt_sets import list_prompt_sets
@@ -108,8 +109,11 @@ def draw_settings(start: RunSettings, key: str) -> RunSettings | None:
 
 
 def launch(name: str, settings: RunSettings, prompt_set_id: str | None) -> None:
-    """Make the run, ring for a worker, and go to its page; or say what is wrong."""
+    """Try its rewards' servers, make the run, ring for a worker, and go to its page; or say what is wrong."""
     try:
+        with st.spinner("Asking the rewards' servers…"):
+            for reward in settings.rewards:
+                check_server(reward)
         with database().write() as session:
             run_id = create_run(session, name=name, settings=settings, prompt_set_id=prompt_set_id,
                                 functions_allowed=config().reward_functions).id

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.forms import MAIN_SETTINGS, MainSetting, describe, estimate, value_at, with_values
+from app.field_shapes import describe
+from app.forms import MAIN_SETTINGS, MainSetting, estimate, value_at, with_values
 from engine.presets import PRESETS
 from engine.settings import RunSettings
 from engine.settings_text import SettingsError, parse_settings
