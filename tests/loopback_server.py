@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -81,12 +82,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(answer: Answer) -> Iterator[Loopback]:
-    """A server for the time of a test."""
+def serve(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Loopback]:
+    """A server for the time of a test, over https if there is a context for it."""
     loopback = Loopback(answer)
     handler = type("Handler", (_Handler,), {"loopback": loopback})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    loopback.url = f"http://127.0.0.1:{server.server_port}/score"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    loopback.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}/score"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

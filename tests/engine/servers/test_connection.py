@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import ssl
+import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +47,49 @@ def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.Monkey
         elsewhere = replace(connection, origin=replace(connection.origin, host="scores.example"))
         assert elsewhere.ask({}) == {}
         assert loopback.asked[0][1]["Host"].startswith("scores.example:")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate of its own making for scores.example, and a server's context with it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=scores.example", "-addext", "subjectAltName=DNS:scores.example", "-out", cert, "-keyout", key],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return cert, context
+
+
+def test_https_holds_the_certificate_to_the_name(
+    monkeypatch: pytest.MonkeyPatch, certificate: tuple[Path, ssl.SSLContext]
+) -> None:
+    cert, context = certificate
+    with serve(lambda asked: {"fine": True}, context) as loopback:
+        by_address, pauses = connection_to(loopback, monkeypatch, retries=2)
+        by_name = replace(by_address, origin=replace(by_address.origin, host="scores.example"))
+        for connection in (by_address, by_name):
+            with pytest.raises(ServerError, match=r"no secure connection .*CERTIFICATE_VERIFY_FAILED"):
+                connection.ask({})
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        assert by_name.ask({}) == {"fine": True}
+        with pytest.raises(ServerError, match=r"no secure connection .*CERTIFICATE_VERIFY_FAILED"):
+            by_address.ask({})
+        assert len(loopback.asked) == 1 and pauses == []
+
+
+def test_a_secure_server_that_stalls(monkeypatch: pytest.MonkeyPatch, certificate: tuple[Path, ssl.SSLContext]) -> None:
+    cert, context = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    with serve(lambda asked: Stall(drips=True), context) as loopback:
+        connection, _ = connection_to(loopback, monkeypatch, timeout=0.3)
+        connection = replace(connection, origin=replace(connection.origin, host="scores.example"))
+        with pytest.raises(ServerError, match=r"did not answer within 0.3 s"):
+            connection.ask({})
 
 
 @pytest.mark.parametrize("stall", [Stall(), Stall(drips=True)])
