@@ -11,7 +11,9 @@ import streamlit as st
 from app import words
 from app.field_shapes import describe
 from app.reward_options import draw_options
+from engine.builtin import WEIGHTS
 from engine.catalogue import REWARD_INFO
+from engine.memory_estimate import estimate_memory, in_words, read_size
 from engine.settings import RewardName, RunSettings
 from engine.work import mean_work
 
@@ -151,3 +153,11 @@ def estimate(settings: RunSettings) -> str:
         "iteration; "
         f"scoring about {scoring:.1f} s an iteration; {held_out:,} held-out images over {evaluations:,} samplings."
     )
+
+
+def memory(settings: RunSettings) -> str:
+    """How much GPU memory the settings ask for, in a sentence; "" of other models than the built-in one."""
+    model = settings.model
+    if model.name != "builtin" or model.folder or model.hub_id:
+        return ""
+    return in_words(estimate_memory(read_size(WEIGHTS, settings), settings), settings)

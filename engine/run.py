@@ -16,6 +16,7 @@ from engine.artifacts.checkpoint import Checkpoint, save_checkpoint
 from engine.batching import BatchSizes, fixed_size, fixed_sizes
 from engine.events import CheckpointSaved, Event, Message
 from engine.guards import Guards
+from engine.memory_estimate import estimate_memory, in_words, read_size
 from engine.models import PromptEmbeddings, TextToImage, load_model, model_folder
 from engine.models.embedding_cache import EmbeddingCache, cache_root, fingerprint
 from engine.prompts import RunPrompts, load_prompts, prompts_of_iteration
@@ -99,6 +100,10 @@ def prepare(
     if model is None and settings.model.hub_id is not None:
         wanted = f"{settings.model.hub_id} at {settings.model.revision or 'main'}"
         emit(Message(time=time.time(), text=f"Loading {wanted}; what is not here yet is downloaded."))
+    if model is None and device.type == "cuda" and ranks.is_main and not ranks.sharded:
+        estimate = estimate_memory(read_size(model_folder(settings.model), settings), settings)
+        available = torch.cuda.get_device_properties(device).total_memory
+        emit(Message(time=time.time(), text=in_words(estimate, settings, available)))
     given, model = model, model or load_model(settings.model)
     if ranks.sharded:
         # First: no device need hold the whole of it.

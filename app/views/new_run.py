@@ -17,6 +17,7 @@ from app.forms import (
     draw_rewards,
     estimate,
     keep_in_address,
+    memory,
     place_of,
     value_at,
     with_values,
@@ -157,6 +158,8 @@ def draw_page() -> None:
 def draw_summary(settings: RunSettings, prompt_set_id: str | None) -> None:
     """What the run will do and what may surprise."""
     st.caption(estimate(settings))
+    if settings.compute.device != "cpu" and memory(settings):
+        st.caption(memory(settings))
     total = sum(reward.weight for reward in settings.rewards)
     st.markdown("  \n".join(
         f"{words.reward_title(reward.key)}: " + (f"{100 * reward.weight / total:.0f} % of the mix" if reward.weight

@@ -16,6 +16,7 @@ class ModelInfo:
             model takes the guidance scale as an input, or none.
         needs_folder: Palate has no weights of the family, so `model.folder` or `model.hub_id` must name some.
         pipelines: diffusers' pipeline classes of the family, as a folder's model_index.json names them.
+        text_tokens: what the transformer is told of a long prompt, at most.
     """
 
     title: str
@@ -24,6 +25,7 @@ class ModelInfo:
     classifier_free_guidance: bool = True
     needs_folder: bool = False
     pipelines: tuple[str, ...] = ()
+    text_tokens: int = 512
 
 
 MODEL_INFO: dict[ModelName, ModelInfo] = {

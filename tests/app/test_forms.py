@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from app.field_shapes import describe
-from app.forms import MAIN_SETTINGS, MainSetting, estimate, value_at, with_values
+from app.forms import MAIN_SETTINGS, MainSetting, estimate, memory, value_at, with_values
 from engine.presets import PRESETS
 from engine.settings import RunSettings
 from engine.settings_text import SettingsError, parse_settings
@@ -53,6 +55,15 @@ def test_changed_value_lands_in_its_place() -> None:
 def test_mistakes_are_sentences() -> None:
     with pytest.raises(SettingsError, match="last of the 4 sampling steps"):
         parse_settings(with_values(RunSettings(), {"sampling.num_steps": 4}))
+
+
+def test_memory_is_told_of_the_built_in_model_alone() -> None:
+    """No folder is read because a form's text names it."""
+    lora, full = RunSettings(), parse_settings(with_values(RunSettings(), {"tuning.method": "full"}))
+    assert re.match(r"About \d+ MiB of GPU memory", memory(lora))
+    assert memory(full) != memory(lora)
+    for model in ({"folder": "/nowhere"}, {"hub_id": "owner/name"}, {"name": "flux"}):
+        assert memory(RunSettings.model_validate({"model": model})) == ""
 
 
 def test_estimate_counts_images() -> None:
