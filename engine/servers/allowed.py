@@ -25,6 +25,7 @@ KEYS_VARIABLE = "PALATE_REWARD_KEYS"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,14 @@ class AllowedServers:
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
         as_listed = _is_address(origin.host) or (origin.host == "localhost" and address.is_loopback)
-        outside = address.is_global and not address.is_multicast
-        return as_listed or outside or any(address in network for network in self.networks)
+        return as_listed or _is_outside(address) or any(address in network for network in self.networks)
+
+
+def _is_outside(address: Address) -> bool:
+    """Whether it is of the open internet, and no IPv6 wrapping of an IPv4 address, which hides where it leads."""
+    if isinstance(address, ipaddress.IPv6Address) and (address not in _UNICAST or address.sixtofour is not None):
+        return False
+    return address.is_global and not address.is_multicast
 
 
 def _is_address(host: str) -> bool:

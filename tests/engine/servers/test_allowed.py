@@ -49,6 +49,7 @@ def test_a_listed_server_is_allowed_whatever_its_path_and_case(monkeypatch: pyte
 @pytest.mark.parametrize("address", [
     "127.0.0.1", "10.1.2.3", "169.254.169.254", "192.168.0.9", "172.16.0.1", "0.0.0.0", "::1", "fe80::1", "fd00::1",
     "::ffff:127.0.0.1", "100.64.0.1", "224.0.0.1",
+    "64:ff9b::7f00:1", "2002:7f00:1::", "::127.0.0.1", "fec0::1",
 ])  # fmt: skip
 def test_a_name_may_not_lead_inside(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     names_lead_to(monkeypatch, address)
@@ -66,9 +67,10 @@ def test_a_listed_network_opens_the_inside_to_names_that_are_listed(monkeypatch:
 
 
 def test_of_several_addresses_one_of_the_outside_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    names_lead_to(monkeypatch, "10.0.0.1", "93.184.216.34")
     servers = allowed(monkeypatch, "https://scores.example")
-    assert servers.resolve(servers.require("https://scores.example")) == "93.184.216.34"
+    for outside in ("93.184.216.34", "2606:2800:220:1::1"):
+        names_lead_to(monkeypatch, "10.0.0.1", outside)
+        assert servers.resolve(servers.require("https://scores.example")) == outside
 
 
 def test_localhost_is_meant_as_listed(monkeypatch: pytest.MonkeyPatch) -> None:
