@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.artifacts.checkpoint import Checkpoint, save_checkpoint
 from engine.batching import BatchSizes, fixed_size, fixed_sizes
+from engine.compilation import compile_blocks
 from engine.events import CheckpointSaved, Event, Message
 from engine.guards import Guards
 from engine.memory_estimate import estimate_memory, in_words, read_size
@@ -113,6 +114,8 @@ def prepare(
     if given is None and settings.compute.embedding_cache:
         encode = _cached_encoder(settings, model, device, prompts, emit=emit, ranks=ranks)
     trainable = make_trainable(model, settings.tuning, settings.seed, keep_base=_needs_base(settings))
+    if settings.compute.compile:
+        compile_blocks(model.transformer)
     options = settings.optimiser
     optimiser = torch.optim.AdamW(
         trainable.parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from engine.artifacts.checkpoint import Checkpoint
 from engine.batching import decode
+from engine.compilation import compilation_told
 from engine.evaluation import evaluate
 from engine.events import Finished, IterationDone, Message, PhaseSeconds, Started
 from engine.generators import derived_generator
@@ -101,6 +102,12 @@ def train(
         DiskFullError: the disk is full; the newest complete checkpoint is untouched.
     """
     run = prepare(settings, out, emit, checkpoint, ranks=ranks)
+    with compilation_told():
+        return _train(run, should_stop)
+
+
+def _train(run: Run, should_stop: Callable[[], bool]) -> Finished:
+    settings, ranks = run.settings, run.ranks
     run.emit(_started(run))
     size_batches(run)
     for note in run.prompts.notes:

@@ -30,3 +30,7 @@ class ComputeSettings(Section):
         True,
         description="Encode each prompt once, keep its embeddings in your cache folder, and free the text encoders.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the transformer's blocks with torch.compile, for drawing and training alike.",
+    )

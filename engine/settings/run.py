@@ -118,6 +118,8 @@ class RunSettings(Section):
             )
         if self.compute.sharding == "none":
             return
+        if self.compute.compile:
+            raise ValueError('compute.compile does not go with compute.sharding "fsdp"; set it to false.')
         if self.tuning.method == "lora":
             raise ValueError(
                 'compute.sharding "fsdp" is for tuning.method "full", where all weights are trained; use "none".'

@@ -1,0 +1,122 @@
+"""compute.compile, with torch's tracer and without its code generator, which takes minutes on a slow machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from engine import compilation
+from engine.artifacts.checkpoint import load_checkpoint
+from engine.compilation import CompilationError, compilation_told, compile_blocks
+from engine.events import Event, IterationDone
+from engine.settings import RunSettings
+from engine.train import train
+
+# The tracer's own: of modules that it imports, and of the tensors that it looks at.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+]
+
+
+class Block(nn.Module):
+    """What is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + self.layer(inputs).tanh()
+
+
+class Stack(nn.Module):
+    """A transformer of three blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block(), Block()])
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            inputs = block(inputs)
+        return inputs
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tracer's graphs are run as they are; gives the number of operations of each, as they are made."""
+    graphs: list[int] = []
+
+    def run_as_it_is(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(compilation, "BACKEND", run_as_it_is)
+    torch.compiler.reset()
+    return graphs
+
+
+def test_blocks_alike_are_compiled_once_for_batches_of_any_size(traced: list[int]) -> None:
+    transformer = Stack()
+    names = list(transformer.state_dict())
+    inputs = torch.randn(6, 4)
+    plain = transformer(inputs)
+    compile_blocks(transformer)
+    with torch.no_grad():
+        for size in (6, 4, 2, 3, 5):
+            torch.testing.assert_close(transformer(inputs[:size].clone()), plain[:size])
+    assert len(traced) == 1, "the other blocks, and every other size, by what was compiled for the first"
+    torch.testing.assert_close(transformer(inputs), plain)
+    assert len(traced) == 3, "with gradient: for inputs that have none, and for those that have one"
+    assert list(transformer.state_dict()) == names
+
+
+def test_a_compiled_run_is_on_policy_and_keeps_its_names(
+    tiny_settings: RunSettings, tmp_path: Path, traced: list[int]
+) -> None:
+    data = tiny_settings.model_dump() | {"iterations": 1}
+    plain = RunSettings.model_validate(data)
+    # Batches other than the rollout's: 3, 3 and 2 of its 8 images.
+    compiled = RunSettings.model_validate(data | {"compute": data["compute"] | {"compile": True, "micro_batch": 3}})
+    events: list[Event] = []
+    train(compiled, tmp_path / "compiled", events.append)
+    assert traced
+    iteration = next(event for event in events if isinstance(event, IterationDone))
+    assert iteration.ratio_drift <= 1e-6
+    assert iteration.num_forwards == 64
+    train(plain, tmp_path / "plain", lambda _: None)
+    ours, theirs = (
+        load_checkpoint(tmp_path / name / "checkpoints/step-000001").tensors for name in ("compiled", "plain")
+    )
+    for file, tensors in theirs.items():
+        assert ours[file].keys() == tensors.keys()
+        assert not any("_orig_mod" in name for name in tensors)
+
+
+def test_a_compiler_that_fails_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(compilation, "BACKEND", fail)
+    torch.compiler.reset()
+    transformer = Stack()
+    compile_blocks(transformer)
+    with pytest.raises(CompilationError, match=r"no compiler here.*Set compute\.compile to false"), compilation_told():
+        transformer(torch.zeros(2, 4))
+
+
+def test_a_transformer_without_blocks_is_refused() -> None:
+    with pytest.raises(CompilationError, match="no stack of blocks"):
+        compile_blocks(nn.Linear(2, 2))
+
+
+def test_a_sharded_run_refuses_it(tiny_settings: RunSettings) -> None:
+    data = tiny_settings.model_dump() | {"tuning": {"method": "full"}}
+    data["compute"] |= {"sharding": "fsdp", "compile": True}
+    with pytest.raises(ValueError, match=r"compute\.compile does not go with"):
+        RunSettings.model_validate(data)
