@@ -32,8 +32,9 @@ bench: setup ## Measure learning on this machine, hours in all (PRESETS=builtin_
 	@$(PIP_INSTALL) --quiet --editable ".[bench]"
 	@for preset in $(PRESETS); do $(BIN)/python benchmarks/builtin_learning.py --preset $$preset $(ARGS) || exit 1; done
 
-docs: setup ## Write the settings reference anew from RunSettings
+docs: setup ## Write the settings reference and the table of models anew
 	$(BIN)/python docs/make_settings_reference.py
+	$(BIN)/python docs/make_models_table.py
 
 clean: ## Remove .venv and caches; runs and their images in .palate stay
 	rm -rf $(VENV) build palate.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

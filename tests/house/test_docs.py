@@ -1,4 +1,4 @@
-"""The documents say what is true: their commands, paths and links exist, and the settings page is current."""
+"""The documents say what is true: their commands, paths and links exist, and the written pages are current."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from engine.catalogue import REWARD_INFO
+from engine.catalogue import MODEL_INFO, REWARD_INFO
 from engine.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,10 +75,19 @@ def test_guide_has_every_reward() -> None:
     assert set(rows) == REWARD_INFO.keys()
 
 
-def test_settings_page_is_current() -> None:
-    program = "import make_settings_reference as m, sys; sys.exit(m.page() != m.PAGE.read_text(encoding='utf-8'))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "docs", timeout=60, check=False)
-    assert done.returncode == 0, "docs/guides/settings.md is out of date; run `make docs`."
+def test_table_has_every_model() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"), re.M)
+    assert set(rows) == MODEL_INFO.keys()
+
+
+@pytest.mark.parametrize(("script", "name"), [
+    ("make_settings_reference", "docs/guides/settings.md"),
+    ("make_models_table", "docs/models.md"),
+])  # fmt: skip
+def test_written_pages_are_current(script: str, name: str) -> None:
+    program = f"import {script} as m, sys; sys.exit(m.page() != m.PAGE.read_text(encoding='utf-8'))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "docs", timeout=120, check=False)
+    assert done.returncode == 0, f"{name} is out of date; run `make docs`."
 
 
 def test_changelog_knows_this_version() -> None:
