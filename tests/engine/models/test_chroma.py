@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from engine.models import load_model
@@ -69,7 +69,6 @@ def test_a_beta_grid_without_scipy_names_what_to_install(tmp_path: Path, monkeyp
 
 
 def test_a_beta_grid_is_the_plain_calls() -> None:
-    stats: Any = pytest.importorskip("scipy").stats
     model = Chroma(chroma(use_beta_sigmas=True), 32)
     share = stats.beta.ppf([1.0, 0.75, 0.5, 0.25, 0.0], 0.6, 0.6)
     assert model.sigmas(5).tolist() == pytest.approx([*(0.2 + 0.8 * share), 0.0], abs=1e-6)
