@@ -31,6 +31,7 @@ class Chroma(PipelineModel):
     """
 
     pipeline_class: type = ChromaPipeline
+    takes_packed = True
     lora_targets: Sequence[str] = JOINT_ATTENTION_LORA_TARGETS
 
     @torch.no_grad()
@@ -55,12 +56,6 @@ class Chroma(PipelineModel):
             )[0]
         return from_tokens(predicted, height, width, self.packed)
 
-
-    @property
-    def _num_channels(self) -> int:
-        """Channels C of the latents; those of a token come packed."""
-        channels: int = self.transformer.config.in_channels
-        return channels // self.packed**2
 
 
 def _masked(mask: Tensor) -> Mend:

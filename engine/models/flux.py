@@ -32,6 +32,7 @@ class Flux(PipelineModel):
     """
 
     pipeline_class: type = FluxPipeline
+    takes_packed = True
     lora_targets: Sequence[str] = JOINT_ATTENTION_LORA_TARGETS
 
     @torch.no_grad()
@@ -71,9 +72,3 @@ class Flux(PipelineModel):
                 "sampling.guidance_scale and evaluation.guidance_scale to 1."
             )
         return None
-
-    @property
-    def _num_channels(self) -> int:
-        """Channels C of the latents; those of a token come packed."""
-        channels: int = self.transformer.config.in_channels
-        return channels // self.packed**2

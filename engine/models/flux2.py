@@ -23,7 +23,7 @@ from torch.nn import functional
 from engine.models.base import PromptEmbeddings
 from engine.models.pipeline_model import PipelineModel
 from engine.models.pipelines import shifted_sigmas, to_pixels
-from engine.models.tokens import from_tokens, to_tokens
+from engine.models.tokens import from_tokens, to_tokens, token_positions
 
 # Attention and feed-forward; the single blocks' are one layer in and one out, the latter added by its full name, since
 # the double blocks' `to_out` is a list.
@@ -87,7 +87,7 @@ class Flux2(PipelineModel):
             hidden_states=to_tokens(latents, 1),
             encoder_hidden_states=text["tokens"],
             timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
-            img_ids=_image_ids(height, width, latents.device),
+            img_ids=functional.pad(token_positions(height, width, latents.device), (0, 1)),
             txt_ids=_text_ids(text["tokens"].shape[1], latents.device),
             guidance=guidance,
             return_dict=False,
@@ -105,14 +105,6 @@ class Flux2(PipelineModel):
     def _side_of(self, resolution: int | None) -> int:
         """The transformer's latents a side of images of `resolution` pixels a side."""
         return super()._side_of(resolution) // self.packed
-
-
-def _image_ids(height: int, width: int, device: torch.device) -> Tensor:
-    """Positions (h·w, 4) of the image tokens: 0, row, column, 0."""
-    ids = torch.zeros(height, width, 4, device=device)
-    ids[..., 1] = torch.arange(height, device=device)[:, None]
-    ids[..., 2] = torch.arange(width, device=device)
-    return ids.flatten(0, 1)
 
 
 def _text_ids(length: int, device: torch.device) -> Tensor:

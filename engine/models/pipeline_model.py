@@ -33,11 +33,13 @@ class PipelineModel:
         pipeline_class: the pipeline's class, which a folder must hold.
         lora_targets: the layers that a LoRA of the blocks adapts.
         packed: latents a side of what the transformer takes as one token.
+        takes_packed: the transformer's input channels are those of a token, not of a latent.
     """
 
     pipeline_class: type
     lora_targets: Sequence[str]
     packed: int = 2
+    takes_packed: bool = False
 
     def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
         self.pipeline = pipeline
@@ -102,7 +104,7 @@ class PipelineModel:
     def _num_channels(self) -> int:
         """Channels C of the latents."""
         channels: int = self.transformer.config.in_channels
-        return channels
+        return channels // self.packed**2 if self.takes_packed else channels
 
     def _side_of(self, resolution: int | None) -> int:
         """Latents a side of images of `resolution` pixels a side. Raises ValueError if the model cannot draw those."""

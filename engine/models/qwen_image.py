@@ -36,6 +36,7 @@ class QwenImage(PipelineModel):
     """
 
     pipeline_class: type = QwenImagePipeline
+    takes_packed = True
     lora_targets: Sequence[str] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
@@ -90,12 +91,6 @@ class QwenImage(PipelineModel):
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         return to_pixels(vae.decode((latents * deviation + mean).unsqueeze(2), return_dict=False)[0][:, :, 0])
-
-    @property
-    def _num_channels(self) -> int:
-        """Channels C of the latents; those of a token come packed."""
-        channels: int = self.transformer.config.in_channels
-        return channels // self.packed**2
 
 
 def guidance_arguments(guidance_scale: float) -> dict[str, Any]:

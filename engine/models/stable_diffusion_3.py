@@ -17,11 +17,7 @@ from torch import Tensor
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.padding import count_padding, shorten_padding
 from engine.models.pipeline_model import PipelineModel
-from engine.models.pipelines import (
-    check_class,
-    open_pipeline,
-    resolution_shift,
-)
+from engine.models.pipelines import check_class, open_pipeline, resolution_shift
 from engine.settings import ModelSettings
 
 # Of SD3.5 medium: its first blocks have a second attention, of the image tokens alone.
