@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -13,7 +14,8 @@ from app.field_shapes import describe
 from app.reward_options import draw_options
 from engine.builtin import WEIGHTS
 from engine.catalogue import REWARD_INFO
-from engine.memory_estimate import estimate_memory, in_words, read_size
+from engine.memory_estimate import estimate_memory, in_words
+from engine.model_size import ModelSize, read_size
 from engine.settings import RewardName, RunSettings
 from engine.work import mean_work
 
@@ -155,9 +157,17 @@ def estimate(settings: RunSettings) -> str:
     )
 
 
-def memory(settings: RunSettings) -> str:
-    """How much GPU memory the settings ask for, in a sentence; "" of other models than the built-in one."""
+def memory(settings: RunSettings, folder: Path | None = None) -> str:
+    """How much GPU memory the settings ask for, in a sentence; "" of a model whose size is not known.
+
+    `folder` holds the model, if it is another than the built-in one; it may be read, unlike whatever a text names.
+    """
+    size = _size_of(settings, folder)
+    return "" if size is None else in_words(estimate_memory(size, settings), settings)
+
+
+def _size_of(settings: RunSettings, folder: Path | None) -> ModelSize | None:
     model = settings.model
-    if model.name != "builtin" or model.folder or model.hub_id:
-        return ""
-    return in_words(estimate_memory(read_size(WEIGHTS, settings), settings), settings)
+    if folder is None and (model.name != "builtin" or model.folder or model.hub_id):
+        return None
+    return read_size(folder or WEIGHTS, settings)

@@ -15,7 +15,8 @@ import diffusers
 import torch
 
 from engine.catalogue import MODEL_INFO
-from engine.memory_estimate import GIB, ModelSize, estimate_memory, read_size
+from engine.memory_estimate import GIB, estimate_memory
+from engine.model_size import ModelSize, read_size
 from engine.models import model_folder
 from engine.settings import ModelName, RunSettings
 from engine.tensor_headers import TensorShape
@@ -45,13 +46,13 @@ EXPLANATION = """\
   32 of the blocks, AdamW, no KL term) but with `model.precision: bfloat16`, `tuning.gradient_checkpointing: true` and
   guidance above 1, which takes two forwards where it is classifier-free; the built-in model stays in float32. Weights,
   gradients and optimiser state are exact. Activations were within a factor of 2.5 of what small models of all
-  families but FLUX.1 (whose are computed alike, and unmeasured) keep on a CPU without checkpointing.
+  families, two sizes each, keep on a CPU without checkpointing.
 - **On top** come the autoencoder, the CUDA context, what fragments waste, and rewards that are models. Text encoders
   leave once the prompts are encoded (`compute.embedding_cache`), but until then stand beside the frozen transformer,
   which may take more than a LoRA's training. A run says its own estimate, with its encoders counted.
-- **tests** use small models of the true architecture with random weights. All published families but FLUX.1, which
-  has the like in its own file, are also held by `tests/engine/models/test_families.py` (images, training and exports
-  against plain diffusers) and `tests/engine/test_memory_estimate.py`.
+- **tests** use small models of the true architecture with random weights. All published families are also held by
+  `tests/engine/test_memory_estimate.py`, and all but FLUX.1, which has the like in its own file, by
+  `tests/engine/models/test_families.py` (images, training and exports against plain diffusers).
 - **Left out**: the distilled HunyuanImage 2.1, and tuned or later models of a family, which are as large as what they
   came from unless their configuration differs.
 """
@@ -158,6 +159,8 @@ def published_size(model: Published) -> ModelSize:
         autoencoder=0,
         pixels_a_token=model.pixels_a_token,
         text_tokens=MODEL_INFO[model.family].text_tokens,
+        image_size=MODEL_INFO[model.family].image_size,
+        head_width=int(network.config.get("attention_head_dim") or 0),
         takes_guidance=bool(network.config.get("guidance_embeds")),
     )
 

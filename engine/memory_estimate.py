@@ -8,19 +8,9 @@ come on top. `engine/probing.py` measures, once a GPU holds the model, what is e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from engine.catalogue import MODEL_INFO
-from engine.pipeline_folders import (
-    check_pipeline_folder,
-    part_names,
-    read_index,
-    read_json,
-    tensor_shapes,
-    weight_files,
-)
+from engine.model_size import ModelSize, is_adapted
 from engine.settings import RunSettings
 from engine.tensor_headers import TensorShape
 from engine.work import num_passes
@@ -31,43 +21,9 @@ GIB = 2**30
 _KEPT_BY_ADAPTER, _KEPT_BY_MORE = 1.2, 1.5
 # Of a GPU's memory: the rest is the CUDA context's, and lost to fragments.
 _USABLE_SHARE = 0.85
-_BUFFER = "pos_embed.pos_embed"  # in the file of a Stable Diffusion 3, but no weight
-# What a LoRA of the blocks adapts, over all families; tests hold it equal to what the adapters say.
-_ADAPTED = re.compile(
-    r"(?:^|\.)(?:attn|attn2|attention)\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|to_qkv_mlp_proj|to_out)$"
-    r"|(?:^|\.)attn1\.(?:to_[qkv]|to_out\.0)$"
-    r"|(?:^|\.)ff(?:_context)?\.(?:net\.0\.proj|net\.2|linear_in|linear_out)$"
-    r"|(?:^|\.)(?:img|txt)_mlp\.net\.(?:0\.proj|2)$"
-    r"|(?:^|\.)feed_forward\.(?:linear_[123]|w[123])$"
-)
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 _MODULATION = re.compile(r"norm|mod\b|_mod\.|modulation|adaLN")
 _TEXT_STREAM = re.compile(r"\.add_[qkv]_proj|to_add_out|ff_context|txt_mlp|norm_added|txt_mod|norm1_context")
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """The sizes of a pipeline's parts.
-
-    Attributes:
-        transformer: the shapes of its weights by name.
-        encoders, autoencoder: weights of all text encoders, and of the autoencoder.
-        pixels_a_token: pixels a side of what the transformer takes as one token.
-        text_tokens: of a long prompt.
-        takes_guidance: the guidance scale is an input, so that a guided velocity takes one forward.
-    """
-
-    transformer: Mapping[str, TensorShape]
-    encoders: int
-    autoencoder: int
-    pixels_a_token: int
-    text_tokens: int
-    takes_guidance: bool = False
-
-    @property
-    def num_weights(self) -> int:
-        """Of the transformer."""
-        return sum(shape.num_elements for name, shape in self.transformer.items() if name != _BUFFER)
 
 
 @dataclass(frozen=True)
@@ -100,36 +56,6 @@ class MemoryEstimate:
         return max(self.start, self.training)
 
 
-def read_size(folder: Path, settings: RunSettings) -> ModelSize:
-    """The sizes of a pipeline folder, from its headers alone. Raises ValueError if it is not whole or another's."""
-    name = settings.model.name
-    check_pipeline_folder(folder, name)
-    parts = {part: folder / part for part in part_names(read_index(folder))}
-    shapes = {part: tensor_shapes(weight_files(path)) for part, path in parts.items()}
-    sums = {part: sum(shape.num_elements for shape in tensors.values()) for part, tensors in shapes.items()}
-    return ModelSize(
-        transformer=shapes["transformer"],
-        encoders=sum(count for part, count in sums.items() if part.startswith("text_encoder")),
-        autoencoder=sums.get("vae", 0),
-        pixels_a_token=_pixels_a_token(folder),
-        text_tokens=MODEL_INFO[name].text_tokens,
-        takes_guidance=bool(read_json(folder / "transformer" / "config.json").get("guidance_embeds")),
-    )
-
-
-def _pixels_a_token(folder: Path) -> int:
-    """Pixels a side of a token: those of a latent, by as many latents as are packed into one."""
-    vae, transformer = read_json(folder / "vae" / "config.json"), read_json(folder / "transformer" / "config.json")
-    lists = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
-    widths = next((vae[key] for key in lists if key in vae), [0] * 4)
-    pixels = int(vae.get("spatial_compression_ratio") or 2 ** (len(widths) - 1))
-    kind = str(transformer.get("_class_name"))
-    packs = kind.startswith(("Flux", "Chroma", "QwenImage"))
-    sizes = transformer.get("all_patch_size") or transformer.get("patch_size") or 1
-    size = int(sizes[0] if isinstance(sizes, list) else sizes)
-    return pixels * (2 if packs else size)
-
-
 def estimate_memory(size: ModelSize, settings: RunSettings) -> MemoryEstimate:
     """What a run with these settings holds, with one image at a time in training."""
     tuning, half = settings.tuning, settings.model.precision == "bfloat16"
@@ -154,18 +80,13 @@ def estimate_memory(size: ModelSize, settings: RunSettings) -> MemoryEstimate:
 
 def adapter_weights(size: ModelSize, settings: RunSettings) -> int:
     """Weights of the run's LoRA: rank · (in + out) of every layer that it adapts."""
-    everything = settings.tuning.layers == "all"
-    return settings.tuning.rank * sum(
-        sum(shape.shape) for name, shape in size.transformer.items()
-        if name.endswith(".weight") and len(shape.shape) == 2
-        and (everything or _ADAPTED.search(name.removesuffix(".weight")))
-    )  # fmt: skip
+    adapted = [shape for name, shape in size.transformer.items() if is_adapted(name, shape, settings)]
+    return settings.tuning.rank * sum(sum(shape.shape) for shape in adapted)
 
 
 def activation_bytes(size: ModelSize, settings: RunSettings) -> int:
     """Bytes kept for the backward pass of one image; with checkpointing, every block's input and one whole block."""
-    side = (settings.model.resolution or MODEL_INFO[settings.model.name].image_size) // size.pixels_a_token
-    image, text = side * side, size.text_tokens
+    image, text = size.image_tokens(settings), size.text_tokens
     blocks: dict[str, list[tuple[str, TensorShape]]] = {}
     for name, shape in size.transformer.items():
         found = _BLOCK.match(name)
@@ -176,8 +97,8 @@ def activation_bytes(size: ModelSize, settings: RunSettings) -> int:
     if settings.tuning.gradient_checkpointing and each:
         widths = [min(min(shape.shape[:2]) for _, shape in layers) for layers in blocks.values()]
         kept = max(each) + (image + text) * sum(widths)
-    once = settings.method == "nft" or size.takes_guidance
-    passes = 1 if once else num_passes(settings, settings.sampling.guidance_scale)
+    scale = 1.0 if settings.method == "nft" else settings.sampling.guidance_scale
+    passes = num_passes(settings, scale, size.takes_guidance)
     by_adapter = settings.tuning.method == "lora" and settings.tuning.layers == "blocks"
     share = _KEPT_BY_ADAPTER if by_adapter else _KEPT_BY_MORE
     return round(share * kept * passes * (2 if settings.model.precision == "bfloat16" else 4))

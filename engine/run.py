@@ -17,7 +17,8 @@ from engine.batching import BatchSizes, fixed_size, fixed_sizes
 from engine.compilation import compile_blocks
 from engine.events import CheckpointSaved, Event, Message
 from engine.guards import Guards
-from engine.memory_estimate import estimate_memory, in_words, read_size
+from engine.memory_estimate import estimate_memory, in_words
+from engine.model_size import read_size
 from engine.models import PromptEmbeddings, TextToImage, load_model, model_folder
 from engine.models.embedding_cache import EmbeddingCache, cache_root, fingerprint
 from engine.prompts import RunPrompts, load_prompts, prompts_of_iteration

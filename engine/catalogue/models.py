@@ -16,7 +16,7 @@ class ModelInfo:
             model takes the guidance scale as an input, or none.
         needs_folder: Palate has no weights of the family, so `model.folder` or `model.hub_id` must name some.
         pipelines: diffusers' pipeline classes of the family, as a folder's model_index.json names them.
-        text_tokens: what the transformer is told of a long prompt, at most.
+        text_tokens: tokens that a long prompt is to the transformer, as the pipeline fills or cuts it.
     """
 
     title: str
@@ -34,6 +34,7 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         "Coloured shapes on plain backgrounds; small, learns in minutes on two CPU cores.",
         64,
         pipelines=("StableDiffusion3Pipeline",),
+        text_tokens=17,
     ),
     "flux": ModelInfo(
         "FLUX.1 (dev, Krea, schnell)",
@@ -49,6 +50,7 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         1024,
         needs_folder=True,
         pipelines=("StableDiffusion3Pipeline",),
+        text_tokens=333,
     ),
     "chroma": ModelInfo(
         "Chroma",
@@ -63,6 +65,7 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         1024,
         needs_folder=True,
         pipelines=("Lumina2Pipeline",),
+        text_tokens=256,
     ),
     "qwen_image": ModelInfo(
         "Qwen-Image",
@@ -84,6 +87,7 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         1024,
         needs_folder=True,
         pipelines=("SanaPipeline",),
+        text_tokens=300,
     ),
     "hunyuan_image": ModelInfo(
         "HunyuanImage 2.1",

@@ -13,15 +13,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
-    CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
@@ -44,6 +41,7 @@ from engine.settings import (
     WindowSettings,
 )
 from engine.train import train
+from tests.engine.models.tiny_flux import FLUX_SCHEDULERS, flux
 
 WORDS = [
     "a",
@@ -137,33 +135,14 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# The schedulers of the published pipelines: dev's shift depends on the resolution, schnell has none.
-FLUX_SCHEDULERS = {
-    "dev": FlowMatchEulerDiscreteScheduler(
-        shift=3.0, use_dynamic_shifting=True, base_image_seq_len=256, max_image_seq_len=4096, base_shift=0.5,
-        max_shift=1.15,
-    ),
-    "schnell": FlowMatchEulerDiscreteScheduler(shift=1.0),
-}  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def tiny_flux_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of FLUX.1 pipelines like dev and schnell, whose autoencoder has 2 pixels a latent instead of 8."""
     folders = {name: tmp_path_factory.mktemp("flux") / name for name in FLUX_SCHEDULERS}
-    for name, scheduler in FLUX_SCHEDULERS.items():
+    for name, folder in folders.items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            transformer = FluxTransformer2DModel(
-                in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-                joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=name == "dev",
-                axes_dims_rope=(4, 6, 6),
-            ).eval()  # fmt: skip
-            FluxPipeline(
-                transformer=transformer, scheduler=scheduler, vae=_autoencoder(),
-                text_encoder=CLIPTextModel(_clip_config(16)).eval(), tokenizer=_tokenizer(),
-                text_encoder_2=_t5(32), tokenizer_2=_tokenizer(),
-            ).save_pretrained(folders[name])  # fmt: skip
+            flux(name).save_pretrained(folder)
     return folders
 
 

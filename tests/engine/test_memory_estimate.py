@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.memory_estimate import GIB, MemoryEstimate, activation_bytes, estimate_memory, in_words, read_size
+from engine.memory_estimate import GIB, MemoryEstimate, activation_bytes, estimate_memory, in_words
+from engine.model_size import read_size
 from engine.models.velocity import prompt_velocity
 from engine.settings import RunSettings
 from engine.tuning import make_trainable
-from tests.engine.models.families import FAMILIES, open_model
+from tests.engine.models.families import MEASURED, open_model, other_size
 
 # diffusers' own code, as in tests/engine/models/test_families.py
 pytestmark = [
@@ -36,28 +37,32 @@ TUNINGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @cache
-    def saved(name: str) -> Path:
+    def saved(name: str, other: bool = False) -> Path:
         folder = tmp_path_factory.mktemp("models") / "one"
-        FAMILIES[name].make().save_pretrained(folder)
+        pipeline = MEASURED[name].make()
+        (other_size(pipeline) if other else pipeline).save_pretrained(folder)
         return folder
 
     return saved
 
 
 def settings_of(name: str, folder: Path, **tuning: Any) -> RunSettings:
-    family = FAMILIES[name]
+    family = MEASURED[name]
     return RunSettings.model_validate({
         "model": family.settings(folder).model_dump(), "tuning": tuning,
         "sampling": {"guidance_scale": family.scales[-1]}, "rewards": [{"name": "vividness"}],
     })  # fmt: skip
 
 
-@pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_estimate_is_what_torch_holds(name: str, tuning: str, folder_of: Callable[[str], Path]) -> None:
-    settings = settings_of(name, folder_of(name), **TUNINGS[tuning])
-    model = open_model(FAMILIES[name], folder_of(name))
-    size = read_size(folder_of(name), settings)
+@pytest.mark.parametrize(
+    ("name", "tuning", "other"),
+    [(name, tuning, False) for name in MEASURED for tuning in TUNINGS] + [(name, "lora", True) for name in MEASURED],
+)
+def test_the_estimate_is_what_torch_holds(name: str, tuning: str, other: bool, folder_of: Callable[..., Path]) -> None:
+    folder = folder_of(name, other)
+    settings = settings_of(name, folder, **TUNINGS[tuning])
+    model = open_model(MEASURED[name], folder)
+    size = read_size(folder, settings)
     estimate = estimate_memory(size, settings)
     assert estimate.weights == num_bytes(model.transformer.parameters())
 
@@ -86,7 +91,7 @@ def test_the_estimate_is_what_torch_holds(name: str, tuning: str, folder_of: Cal
 def test_what_checkpointing_keeps(name: str, folder_of: Callable[[str], Path]) -> None:
     """At least the blocks' inputs, which is what the forward pass keeps then; and less than without."""
     settings = settings_of(name, folder_of(name), method="full", gradient_checkpointing=True)
-    model = open_model(FAMILIES[name], folder_of(name))
+    model = open_model(MEASURED[name], folder_of(name))
     make_trainable(model, settings.tuning, 0, keep_base=False)
     embeddings = model.encode(["a red circle"])
     tokens = max(tensor.shape[1] for tensor in embeddings.texts.values() if tensor.ndim > 2)
@@ -102,7 +107,7 @@ def test_what_checkpointing_keeps(name: str, folder_of: Callable[[str], Path]) -
 
 def test_encoders_and_autoencoder_are_counted(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("SD3")
-    pipeline = FAMILIES["SD3"].make()
+    pipeline = MEASURED["SD3"].make()
     estimate = estimate_memory(read_size(folder, settings_of("SD3", folder)), settings_of("SD3", folder))
     encoders = [getattr(pipeline, f"text_encoder{end}") for end in ("", "_2", "_3")]
     assert estimate.autoencoder == num_bytes(pipeline.vae.parameters())

@@ -17,6 +17,7 @@ from engine.sampling.rollout import sample_ode
 from engine.settings import ModelName, ModelSettings
 from tests.engine.models import tiny_pipelines
 from tests.engine.models.tiny_chroma import chroma
+from tests.engine.models.tiny_flux import flux
 from tests.engine.models.tiny_hunyuan_image import hunyuan_image
 from tests.engine.models.tiny_lumina2 import lumina2
 from tests.engine.models.tiny_sana import sana
@@ -65,6 +66,41 @@ FAMILIES: dict[str, Family] = {
     "FLUX.2": Family("flux2", tiny_pipelines.flux2, (1.0, 4.0)),
     "FLUX.2 klein base": Family("flux2_klein", tiny_pipelines.flux2_klein, (1.0, 4.0)),
 }
+
+# FLUX.1, whose images, training and exports have tests of their own (test_flux.py), is measured with all the others.
+MEASURED: dict[str, Family] = FAMILIES | {
+    "FLUX.1 dev": Family("flux", lambda: flux("dev"), (1.0, 3.5)),
+    "FLUX.1 schnell": Family("flux", lambda: flux("schnell"), (1.0,)),
+}
+# What makes a transformer of the class another size, in width, depth and heads.
+_OTHER_SIZES: dict[str, dict[str, Any]] = {
+    "FluxTransformer2DModel": {"num_layers": 1, "num_single_layers": 3, "num_attention_heads": 3},
+    "SD3Transformer2DModel": {"num_layers": 4, "num_attention_heads": 5, "caption_projection_dim": 40},
+    "ChromaTransformer2DModel": {
+        "num_layers": 1, "num_single_layers": 3, "num_attention_heads": 4, "approximator_num_channels": 32,
+    },
+    "Lumina2Transformer2DModel": {
+        "num_layers": 3, "num_refiner_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_kv_heads": 2,
+    },
+    "QwenImageTransformer2DModel": {"num_layers": 3, "num_attention_heads": 3},
+    "ZImageTransformer2DModel": {"n_layers": 3, "n_refiner_layers": 2, "dim": 64, "n_heads": 4, "n_kv_heads": 4},
+    "SanaTransformer2DModel": {
+        "num_layers": 3, "num_attention_heads": 4, "num_cross_attention_heads": 4, "cross_attention_dim": 32,
+        "mlp_ratio": 2.0,
+    },
+    "HunyuanImageTransformer2DModel": {
+        "num_layers": 1, "num_single_layers": 3, "num_refiner_layers": 2, "num_attention_heads": 3,
+    },
+    "Flux2Transformer2DModel": {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 3, "mlp_ratio": 2.0},
+}  # fmt: skip
+
+
+def other_size(pipeline: Any) -> Any:
+    """The pipeline with a fresh transformer of another size."""
+    made = type(pipeline.transformer)
+    config = dict(pipeline.transformer.config) | _OTHER_SIZES[made.__name__]
+    pipeline.register_modules(transformer=made.from_config(config).eval())
+    return pipeline
 
 
 def call(
