@@ -136,4 +136,4 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def _as_floats(images: Pixels) -> Tensor:
     """(N, 3, H, W) between 0 and 1, of uint8 (N, H, W, 3)."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(255)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)

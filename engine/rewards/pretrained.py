@@ -20,6 +20,7 @@ from engine.settings import RewardSettings
 
 REWARD_FILE_NAME = "reward.json"
 """What `palate rewards convert` writes last: which reward a folder is for, and which file it came from."""
+MENDS_PROMPTS = "mends_prompts"
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -103,6 +104,10 @@ class Pretrained:
         path = self.file(PREPROCESSING_NAME)
         return usual if path is None else read_preprocessing(path)
 
+    def mends_prompts(self) -> bool:
+        """Whether prompts are to be read as open_clip does: of what was converted from its checkpoints."""
+        return bool(self._description().get(MENDS_PROMPTS))
+
     def _read(self, load: Callable[..., Any]) -> Any:
         """What `load` gives, from this machine alone if all is here: without a network, asking a hub takes minutes."""
         with quiet_libraries():
@@ -112,15 +117,20 @@ class Pretrained:
             return load(revision=self.revision)
 
     def _check_reward(self) -> None:
-        path = self.file(REWARD_FILE_NAME) if Path(self.place).is_dir() else None
-        if path is None:
-            return
-        try:
-            reward = json.loads(path.read_text(encoding="utf-8"))["reward"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self.unusable(f"{REWARD_FILE_NAME} is damaged") from error
+        reward = self._description().get("reward", self.reward)
         if reward != self.reward:
             raise self.unusable(f"they are of the reward {reward}")
+
+    def _description(self) -> dict[str, Any]:
+        """What the conversion says of its folder; {} of other weights."""
+        path = self.file(REWARD_FILE_NAME) if Path(self.place).is_dir() else None
+        if path is None:
+            return {}
+        try:
+            description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return {"reward": None} | description
+        except (ValueError, TypeError) as error:
+            raise self.unusable(f"{REWARD_FILE_NAME} is damaged") from error
 
     def _absent(self, name: str) -> ValueError:
         if Path(self.place).is_dir():

@@ -20,7 +20,7 @@ from engine.rewards import REWARDS, Reward
 from engine.rewards.conversion import convert
 from engine.rewards.preprocessing import Preprocessing
 from engine.settings import RewardSettings
-from tests.parity.rewards.inputs import BERT_VOCABULARY, CURLY_PROMPT, FOLDER, PROMPTS, clip_vocabulary, images, weights
+from tests.parity.rewards.inputs import BERT_VOCABULARY, FOLDER, PROMPTS, UNMENDED, clip_vocabulary, images, weights
 
 REFERENCE: dict[str, Any] = json.loads((FOLDER / "reference.json").read_text(encoding="utf-8"))
 CASES: dict[str, Any] = REFERENCE["cases"]
@@ -73,11 +73,16 @@ def test_hpsv2(tmp_path):
     check_scores(made("hpsv2", hpsv2_folder(tmp_path)), CASES["hpsv2"])
 
 
-def test_hpsv2_reads_curly_quotation_marks_and_entities_as_the_original(tmp_path):
-    reward, photograph = made("hpsv2", hpsv2_folder(tmp_path)), images()[0][:1]
-    expected = CASES["hpsv2"]["curly"]
-    assert reward.score(photograph, [CURLY_PROMPT]).values[0] == pytest.approx(expected, abs=TOLERANCE)
-    assert float(reward.clip.similarities(photograph, [CURLY_PROMPT])) != pytest.approx(expected, abs=3 * TOLERANCE)
+def check_mended(reward: Reward, case: dict[str, Any]) -> None:
+    photograph = images()[0][:1]
+    plain = replace(reward.clip, mends_prompts=False)
+    for prompt, expected in zip(UNMENDED, case["mended"], strict=True):
+        assert reward.score(photograph, [prompt]).values[0] == pytest.approx(expected, abs=TOLERANCE), prompt
+        assert float(plain.similarities(photograph, [prompt])) != pytest.approx(expected, abs=3 * TOLERANCE), prompt
+
+
+def test_hpsv2_reads_prompts_as_the_original(tmp_path):
+    check_mended(made("hpsv2", hpsv2_folder(tmp_path)), CASES["hpsv2"])
 
 
 def test_hpsv2_resized_as_the_others_are_would_be_another_score(tmp_path):
@@ -95,7 +100,9 @@ def test_clip_score_of_an_open_clip_checkpoint(name, tmp_path):
     file = checkpoint(tmp_path / "original", "open_clip_pytorch_model.bin", case)
     (file.parent / "open_clip_config.json").write_text(json.dumps(case["config"]))
     base = str(clip_tokenizer(tmp_path / "tokenizer"))
-    check_scores(made("clip_score", convert(file, tmp_path / "clip", "clip_score", base).folder), case)
+    reward = made("clip_score", convert(file, tmp_path / "clip", "clip_score", base).folder)
+    check_scores(reward, case)
+    check_mended(reward, case)
 
 
 def pickscore_folder(tmp_path: Path) -> Path:

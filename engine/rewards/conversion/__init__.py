@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from engine.rewards.conversion.checkpoint_files import ConversionError, Tensors,
 from engine.rewards.image_reward import WEIGHTS_NAME
 from engine.rewards.linear_head import head_widths, renumbered
 from engine.rewards.preprocessing import Preprocessing
-from engine.rewards.pretrained import REWARD_FILE_NAME
+from engine.rewards.pretrained import MENDS_PROMPTS, REWARD_FILE_NAME
 
 __all__ = ["BASES", "ConversionError", "Converted", "convert"]
 
@@ -38,6 +38,7 @@ BASES = {
 """What a checkpoint lacks is taken from these: the tokenizer, and for `aesthetic` the CLIP beneath the head."""
 
 _AESTHETIC_PREFIX = "layers."
+_ADDED_BY_BLIP = ("[DEC]", "[ENC]")
 _KNOWN = "HPSv2, ImageReward, LAION's aesthetic heads, and any CLIP of open_clip"
 
 
@@ -65,7 +66,8 @@ def convert(path: Path, out: Path, reward: str | None = None, base: str | None =
     half.mkdir(parents=True)
     try:
         _WRITERS[recognised](tensors, path, half, base)
-        description = {"reward": recognised, "file": path.name, "sha256": _sha256(path), "base": base}
+        description = {"reward": recognised, "file": path.name, "sha256": _sha256(path), "base": base,
+                       MENDS_PROMPTS: open_clip.is_open_clip(tensors)}  # fmt: skip
         (half / REWARD_FILE_NAME).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         half.replace(out)
     finally:
@@ -116,7 +118,7 @@ def _write_clip_score(tensors: Tensors, path: Path, folder: Path, base: str) -> 
 
 def _write_image_reward(tensors: Tensors, path: Path, folder: Path, base: str) -> None:
     config, parts = image_reward_parts(tensors, path)
-    _write_tokenizer(folder, base, config["text"]["vocab_size"])
+    _write_tokenizer(folder, base, config["text"]["vocab_size"], _ADDED_BY_BLIP)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     save_file(parts, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     side = config["vision"]["image_size"]
@@ -160,7 +162,7 @@ def _image_encoder(base: str) -> Any:
     return encoder
 
 
-def _write_tokenizer(folder: Path, base: str, num_tokens: int) -> None:
+def _write_tokenizer(folder: Path, base: str, num_tokens: int, added: Sequence[str] = ()) -> None:
     try:
         with quiet_libraries():
             tokenizer = AutoTokenizer.from_pretrained(base)
@@ -169,8 +171,8 @@ def _write_tokenizer(folder: Path, base: str, num_tokens: int) -> None:
             f"The tokenizer, which the checkpoint does not contain, could not be read from {base}; give a folder that "
             "holds it (tokenizer.json, or vocab.json with merges.txt, or vocab.txt) as --base."
         ) from error
-    # BLIP adds two tokens of its own to BERT's, which prompts do not use.
-    if not num_tokens - 2 <= len(tokenizer) <= num_tokens:
+    tokenizer.add_tokens(list(added), special_tokens=True)
+    if len(tokenizer) != num_tokens:
         raise ConversionError(
             f"The tokenizer in {base} knows {len(tokenizer)} tokens, the checkpoint {num_tokens}; name the right one "
             "with --base."

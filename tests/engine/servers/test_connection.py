@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from engine.servers.allowed import KEYS_VARIABLE, SERVERS_VARIABLE
 from engine.servers.connection import LARGEST_ANSWER, Connection, ServerError
@@ -51,31 +50,24 @@ def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
-    """A certificate of its own making for scores.example, and a server's context with it."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the certificate, is not installed")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=scores.example", "-addext", "subjectAltName=DNS:scores.example", "-out", cert, "-keyout", key],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-    return cert, context
+    """An authority of the test's own, and a server's context with a certificate of it for scores.example."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    authority.issue_cert("scores.example").configure_cert(context)
+    return tmp_path / "authority.pem", context
 
 
 def test_https_holds_the_certificate_to_the_name(
     monkeypatch: pytest.MonkeyPatch, certificate: tuple[Path, ssl.SSLContext]
 ) -> None:
-    cert, context = certificate
+    authority, context = certificate
     with serve(lambda asked: {"fine": True}, context) as loopback:
         by_address, pauses = connection_to(loopback, monkeypatch, retries=2)
         by_name = replace(by_address, origin=replace(by_address.origin, host="scores.example"))
         for connection in (by_address, by_name):
             with pytest.raises(ServerError, match=r"no secure connection .*CERTIFICATE_VERIFY_FAILED"):
                 connection.ask({})
-        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
         assert by_name.ask({}) == {"fine": True}
         with pytest.raises(ServerError, match=r"no secure connection .*CERTIFICATE_VERIFY_FAILED"):
             by_address.ask({})
@@ -83,8 +75,8 @@ def test_https_holds_the_certificate_to_the_name(
 
 
 def test_a_secure_server_that_stalls(monkeypatch: pytest.MonkeyPatch, certificate: tuple[Path, ssl.SSLContext]) -> None:
-    cert, context = certificate
-    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    authority, context = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
     with serve(lambda asked: Stall(drips=True), context) as loopback:
         connection, _ = connection_to(loopback, monkeypatch, timeout=0.3)
         connection = replace(connection, origin=replace(connection.origin, host="scores.example"))

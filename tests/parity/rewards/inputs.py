@@ -20,7 +20,14 @@ PROMPTS = (
     " an  oil painting of the sea at night, with stars, clouds, boats and a lighthouse on the cliffs above the waves "
     "and a small village beneath it where the lamps are lit and people walk home in the rain under wide umbrellas",
 )
-CURLY_PROMPT = "a “red” circle, it’s bright &amp;amp; square"
+# What the code of open_clip mends in a prompt, or reads otherwise than transformers.
+UNMENDED = (
+    "a “red” circle, it’s bright &amp;amp; square",
+    "ｗｉｄｅ　ｌｅｔｔｅｒｓ，ﬁne ligatures",
+    "a schÃ¶n square, cafe\u0301",
+    "Ο ΚΥΚΛΟΣ ΕΙΝΑΙ ΚΟΚΚΙΝΟΣ",
+    "red <|endoftext|> circle",
+)
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 PIECES = ("cat", "photo", "red", "circle", "left", "blue", "square", "bright", "oil", "painting", "##ing", "of")
 BERT_VOCABULARY = (

@@ -38,7 +38,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from tests.parity.rewards.inputs import BERT_VOCABULARY, CURLY_PROMPT, FOLDER, PROMPTS, clip_vocabulary, images, weights
+from tests.parity.rewards.inputs import BERT_VOCABULARY, FOLDER, PROMPTS, UNMENDED, clip_vocabulary, images, weights
 
 NUM_MERGES = 300
 EVERY = 1009  # pixel values that are kept of the photograph as each original prepares it at 224 pixels
@@ -104,6 +104,13 @@ def scores(score: Any) -> list[list[float]]:
         ]
 
 
+def mended_scores(score: Any) -> list[float]:
+    """What `score(PIL image, prompt)` says of the photograph for each prompt that wants mending."""
+    photograph = Image.fromarray(images()[0][0])
+    with torch.no_grad():
+        return [float(score(photograph, prompt)) for prompt in UNMENDED]
+
+
 def pixels(transform: Any) -> dict[str, Any]:
     """Some pixel values of the photograph as an original prepares it."""
     values = transform(Image.fromarray(images()[0][0]))
@@ -131,7 +138,7 @@ def hpsv2_case() -> dict[str, Any]:
     return {
         "seed": 1, "shapes": shapes, "config": {"model_cfg": {"vision_cfg": VISION, "text_cfg": TEXT}},
         "scores": scores(lambda image, prompt: img_score.score(image, prompt, cp=str(file))[0]),
-        "curly": float(img_score.score(Image.fromarray(images()[0][0]), CURLY_PROMPT, cp=str(file))[0]),
+        "mended": mended_scores(lambda image, prompt: img_score.score(image, prompt, cp=str(file))[0]),
         "pixels": pixels(image_transform(224, is_train=False)),
     }  # fmt: skip
 
@@ -155,7 +162,10 @@ def open_clip_case(resize_mode: str, seed: int) -> dict[str, Any]:
         "model_cfg": {"embed_dim": 32, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT},
         "preprocess_cfg": {"resize_mode": resize_mode, "interpolation": "bicubic"},
     }
-    return {"seed": seed, "shapes": shapes, "config": config, "scores": scores(score), "pixels": pixels(prepare[224])}
+    return {
+        "seed": seed, "shapes": shapes, "config": config, "scores": scores(score), "mended": mended_scores(score),
+        "pixels": pixels(prepare[224]),
+    }  # fmt: skip
 
 
 def pickscore_case() -> dict[str, Any]:
