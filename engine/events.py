@@ -105,6 +105,9 @@ class Message(EventBase):
     kind: Literal["message"] = "message"
     level: Literal["info", "warning", "error"] = "info"
     text: str
+    step: int | None = Field(
+        None, description="The iteration it is about, told again where that is done again; none: it is of the process."
+    )
 
 
 class Finished(EventBase):

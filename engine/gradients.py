@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,10 +14,19 @@ from engine.sharding import whole
 from engine.work import num_trained_steps
 
 
-def accumulate(run: Run, objective: Objective, own: Tensor, num_images: int) -> tuple[float, float, float]:
-    """Add the gradient of the loss over a rank's own images and their trained steps, a mean over `num_images` of all.
+@dataclass(frozen=True)
+class UpdateTerms:
+    """An update's loss and what to watch of it, as `StepTerms` has them: of all its images, steps and ranks."""
 
-    Returns the loss, the clipped share, and the largest drift, all of all ranks.
+    loss: float
+    clipped_share: float
+    drift: float
+
+
+def accumulate(run: Run, objective: Objective, own: Tensor, num_images: int) -> UpdateTerms:
+    """Add the gradient of the loss at a rank's own images (B,) and their trained steps to the weights' `grad`.
+
+    The loss is a mean over `num_images`: those of every rank, and those that have no gradient and are left out.
     """
     counted = run.counter.count
     while (added := attempt(lambda: _add_gradients(run, objective, own, num_images))) is None:
@@ -26,11 +37,11 @@ def accumulate(run: Run, objective: Objective, own: Tensor, num_images: int) -> 
     figures = added[0]
     heard = run.ranks.gather((float(figures[:, 0].sum()), float(figures[:, 1].sum()), float(figures[:, 2].max())))
     losses, clipped_shares, drifts = zip(*heard, strict=True)
-    return sum(losses), sum(clipped_shares), max(drifts)
+    return UpdateTerms(sum(losses), sum(clipped_shares), max(drifts))
 
 
 def _add_gradients(run: Run, objective: Objective, own: Tensor, num_images: int) -> Tensor:
-    """The backward passes of one update; (M, 3) on the CPU: share of the loss, of the clipped share, and drift of each.
+    """The backward passes of one update; (M, 3) on the CPU: what each adds to loss and clipped share; its drift.
 
     They are read once, at the end: until then nothing waits for the device.
     """
@@ -43,9 +54,9 @@ def _add_gradients(run: Run, objective: Objective, own: Tensor, num_images: int)
             _keep_in_step(objective, step, run.device)
         for part in parts:
             terms = objective.terms(step, part.to(run.device))
-            share = len(part) / (num_images * num_steps)
-            (terms.loss * share).backward()
-            totals.append(torch.stack([terms.loss.detach() * share, terms.clipped_share * share, terms.drift]))
+            weight = len(part) / (num_images * num_steps)
+            (terms.loss * weight).backward()
+            totals.append(torch.stack([terms.loss.detach() * weight, terms.clipped_share * weight, terms.drift]))
     return torch.stack(totals).cpu() if totals else torch.zeros(1, 3)
 
 

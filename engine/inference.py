@@ -27,6 +27,7 @@ from engine.sampling.rollout import Velocity, sample_ode
 from engine.settings import EvaluationSettings, RunSettings, Section
 from engine.tuning import make_trainable
 from engine.versions import versions
+from engine.whole_files import write_whole
 
 Tell = Callable[[str, int, int], None]
 """(what is being drawn, images done, images in all)"""
@@ -143,9 +144,7 @@ def claim_folder(out: Path, report_name: str) -> None:
 
 def write_report(report: Section, path: Path) -> None:
     """Write a report as JSON; it comes last, so a folder with one is complete."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, report.model_dump_json(indent=1) + "\n")
 
 
 def _load(source: Source, drawing: DrawingSettings) -> tuple[TextToImage, Sample]:

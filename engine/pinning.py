@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.models import model_folder, pinned
 from engine.settings import RunSettings
 from engine.settings_text import SettingsError, read_settings
+from engine.whole_files import write_whole
 
 SETTINGS_NAME = "settings.yaml"
 
@@ -39,7 +40,7 @@ def for_ranks(settings: RunSettings, written: Path, folder: Path) -> Path:
     model_folder(settings.model)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTINGS_NAME
-    path.write_text(settings.to_yaml(), encoding="utf-8")
+    write_whole(path, settings.to_yaml())
     return path
 
 

@@ -31,7 +31,8 @@ from engine.artifacts.export import ExportReport, export_run
 from engine.artifacts.push import Hub, PushError, token_from_environment
 from engine.assessment import evaluate_checkpoints
 from engine.catalogue import ExportPrecision
-from engine.events import CheckpointSaved, Event, Finished, Message, SamplesDrawn, parse_event
+from engine.event_log import EventLog
+from engine.events import Event, Finished, Message
 from engine.inference import generate
 from engine.launch import FAULT, MISTAKE, check_devices, launch
 from engine.pinning import for_ranks, pin
@@ -42,56 +43,9 @@ from engine.settings_text import parse_settings, read_settings
 from engine.train import train
 from engine.trying import try_rewards
 from engine.versions import versions
+from engine.whole_files import write_whole
 
 _PR_SET_PDEATHSIG = 1
-
-
-class EventLog:
-    """`events.jsonl` of a run's folder: appended to, a line an event, and remembered for the result."""
-
-    def __init__(self, path: Path, keep_until: int) -> None:
-        """Keep what an earlier process wrote up to `keep_until` finished iterations; drop the rest."""
-        self.kept = _events_up_to(path, keep_until)
-        text = "".join(event.model_dump_json() + "\n" for event in self.kept)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-        self.samples = [event for event in self.kept if isinstance(event, SamplesDrawn)]
-        self._file = path.open("a", encoding="utf-8")
-
-    def __call__(self, event: Event) -> None:
-        """Append one event, at once visible to readers."""
-        if isinstance(event, SamplesDrawn):
-            self.samples.append(event)
-        self._file.write(event.model_dump_json() + "\n")
-        self._file.flush()
-        if isinstance(event, CheckpointSaved | Finished):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _events_up_to(path: Path, step: int) -> list[Event]:
-    """The events of an earlier process that still hold: none past `step`, no ending, no half-written line.
-
-    Warnings after the last of them are of iterations that are done again, and will be told again.
-    """
-    if step == 0 or not path.exists():
-        return []
-    kept: list[Event] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            event = parse_event(line)
-        except ValueError:
-            break
-        if isinstance(event, Finished) or (not isinstance(event, Message) and event.step > step):
-            continue
-        kept.append(event)
-    last = max((place for place, event in enumerate(kept) if not isinstance(event, Message)), default=-1)
-    told = [event for event in kept[last + 1 :] if isinstance(event, Message) and event.level != "warning"]
-    return [*kept[: last + 1], *told]
 
 
 def run_training(arguments: argparse.Namespace) -> int:
@@ -147,8 +101,10 @@ def _train(settings: RunSettings, arguments: argparse.Namespace, ranks: Ranks, s
         checkpoint = _find_checkpoint(arguments, out, settings)
         if ranks.is_main:
             _refuse_to_overwrite(arguments, out)
-            (out / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
-            log = EventLog(out / "events.jsonl", checkpoint.step if checkpoint else 0)
+            write_whole(out / "settings.yaml", settings.to_yaml())
+            log = EventLog(out, checkpoint.step if checkpoint else 0)
+            if checkpoint is not None:
+                log.tell_of(checkpoint.path, checkpoint.step)
     except (ValueError, OSError) as error:
         return _report_mistake(error, None)
     begun = time.perf_counter()
@@ -224,9 +180,7 @@ def _write_result(out: Path, settings: RunSettings, log: EventLog, finished: Fin
             "last": {"step": last.step, **last.rewards, **last.metrics} if last else None,
         },
     }
-    temporary = out / "result.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(out / "result.json")
+    write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def _report_mistake(error: Exception, log: EventLog | None) -> int:

@@ -15,7 +15,8 @@ from torch import Tensor
 from engine.artifacts.checkpoint import Checkpoint, save_checkpoint
 from engine.batching import BatchSizes, fixed_size, fixed_sizes
 from engine.compilation import compile_blocks
-from engine.events import CheckpointSaved, Event, Message
+from engine.event_log import checkpoint_saved
+from engine.events import Event, Message
 from engine.guards import Guards
 from engine.memory_estimate import estimate_memory, in_words
 from engine.model_size import read_size
@@ -200,10 +201,7 @@ def save(run: Run) -> None:
     path = save_checkpoint(
         run.out / "checkpoints", run.step, tensors, state, run.settings, versions(), keep=run.settings.checkpoints.keep
     )
-    num_bytes = sum(file.stat().st_size for file in path.iterdir())
-    run.emit(
-        CheckpointSaved(time=time.time(), step=run.step, path=path.relative_to(run.out).as_posix(), num_bytes=num_bytes)
-    )
+    run.emit(checkpoint_saved(run.out, path, run.step))
 
 
 def stop(run: Run, reason: str) -> NoReturn:
@@ -213,9 +211,9 @@ def stop(run: Run, reason: str) -> NoReturn:
     raise ValueError(f"Stopped after iteration {run.step}. {reason}")
 
 
-def warn(run: Run, text: str) -> None:
-    """Say something in the run's log that its creator should look at."""
-    run.emit(Message(time=time.time(), level="warning", text=text))
+def warn(run: Run, iteration: int, text: str) -> None:
+    """Say something of an iteration, counted from 1, in the run's log that its creator should look at."""
+    run.emit(Message(time=time.time(), level="warning", text=text, step=iteration))
 
 
 def _in_one_piece(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -227,7 +227,7 @@ def _scores_of_all(
     variance = grouped.var(axis=1, ddof=1).mean() * (len(prompts) / groups.total)
     heard = run.ranks.gather((own.values, own.messages, variance))
     for text in (message for _, messages, _ in heard for message in messages):
-        warn(run, text)
+        warn(run, run.step + 1, text)
     scores = {name: np.concatenate([values[name] for values, _, _ in heard]) for name in own.values}
     return scores, float(np.sqrt(2 * sum(variance for _, _, variance in heard)))
 
@@ -236,10 +236,10 @@ def update(run: Run, batch: Batch) -> UpdateStats:
     """Split the images into balanced updates, and take one optimiser step on each."""
     settings, grpo = run.settings, run.settings.grpo
     run.optimiser.param_groups[0]["lr"] = learning_rate_at(settings.optimiser, run.step, settings.iterations)
-    objective = make_objective(run, batch)
+    selected = best_and_worst(batch.advantages.view(-1, grpo.group_size), grpo.best_and_worst)
+    objective = make_objective(run, batch, selected)
     # Where nothing but the advantage has a gradient, an image without one has none.
     skips = settings.method == "grpo" and grpo.kl_weight == 0
-    selected = best_and_worst(batch.advantages.view(-1, grpo.group_size), grpo.best_and_worst)
     splits = balanced_splits(
         batch.advantages[selected], grpo.updates_per_iteration, derived_generator(settings.seed, "updates", run.step)
     )
@@ -247,21 +247,21 @@ def update(run: Run, batch: Batch) -> UpdateStats:
     drift, num_trained = 0.0, 0
     for split in splits:
         images = selected[split]
-        chosen = images[batch.advantages[images] != 0] if skips else images
-        if len(chosen) == 0:
+        trained = images[batch.advantages[images] != 0] if skips else images
+        if len(trained) == 0:
             continue
-        own = batch.share.own(chosen)
-        loss, share, largest = accumulate(run, objective, own, len(images))
+        own = batch.share.own(trained)
+        terms = accumulate(run, objective, own, len(images))
         norm = clip_gradient(run)
-        if _is_left_out(run, loss, norm):
+        if _is_left_out(run, terms.loss, norm):
             run.optimiser.zero_grad(set_to_none=True)
             continue
         run.optimiser.step()
         run.optimiser.zero_grad(set_to_none=True)
         if run.average is not None:
             run.average.update(run.trainable.parameters)
-        drift = drift if taken else largest
-        taken.append((loss, norm, share))
+        drift = drift if taken else terms.drift
+        taken.append((terms.loss, norm, terms.clipped_share))
         num_trained += int(objective.trained[:, own].sum())
     loss, grad_norm, clipped_share = np.mean(taken, axis=0).tolist() if taken else (0.0, 0.0, 0.0)
     return UpdateStats(loss, grad_norm, drift, clipped_share, sum(run.ranks.gather(num_trained)))
@@ -277,20 +277,20 @@ def _is_left_out(run: Run, loss: float, grad_norm: float) -> bool:
         # No checkpoint: some of this iteration's updates may have been taken.
         raise ValueError(f"Stopped in iteration {run.step + 1}. {wrong}")
     skipped = "This update is skipped. " if action == "skip" else ""
-    warn(run, f"Iteration {run.step + 1}: {skipped}{wrong}")
+    warn(run, run.step + 1, f"Iteration {run.step + 1}: {skipped}{wrong}")
     return action == "skip"
 
 
 def _alarm(run: Run, sentences: Sequence[str]) -> None:
     """Tell what the guards found; raises ValueError where the run is to stop for it."""
     for sentence in sentences:
-        warn(run, f"After iteration {run.step}: {sentence}")
+        warn(run, run.step, f"After iteration {run.step}: {sentence}")
     if sentences and run.settings.guards.action == "stop":
         stop(run, sentences[0])
 
 
-def make_objective(run: Run, batch: Batch) -> Objective:
-    """What the iteration's updates minimise."""
+def make_objective(run: Run, batch: Batch, selected: Tensor) -> Objective:
+    """What the iteration's updates minimise on the `selected` images (M,) long, places among all N."""
     settings, drawn, share = run.settings, batch.rollout, batch.share
     generator = derived_generator(settings.seed, "trained_steps", run.step)
     num_chosen = num_trained_steps(settings)
@@ -306,7 +306,8 @@ def make_objective(run: Run, batch: Batch) -> Objective:
     noise = derived_generator(settings.seed, "forward_noise", run.step)
     with sampling_policy(run):
         in_batches = MicroBatches(velocity, run.sizes.sample, run.ranks)
-        noised = noise_images(drawn.latents, sigmas, trained, in_batches, noise, share=share)
+        own = share.own(selected)
+        noised = noise_images(drawn.latents, sigmas, trained, in_batches, noise, share=share, selected=own)
     return NftObjective(trained, velocity, base, noised, advantages, settings.grpo.advantage_clip, settings.nft)
 
 

@@ -109,7 +109,7 @@ class ExportRow:
 def record_started(session: Session, lease: Lease, event: Started) -> None:
     """Void everything past the step the engine starts from. Raises Fenced."""
     jobs.guard(session, lease, event.step)
-    for table in (Metric, SampleStep, Sample, Checkpoint):
+    for table in (Metric, SampleStep, Sample, Checkpoint, LogLine):
         session.execute(delete(table).where(table.run_id == lease.run_id, table.step > event.step))
 
 
@@ -196,9 +196,19 @@ def forget_checkpoints(session: Session, lease: Lease, steps: list[int]) -> None
 
 
 def record_log(
-    session: Session, lease: Lease, text: str, *, number: int, level: str = "info", time: float | None = None
+    session: Session,
+    lease: Lease,
+    text: str,
+    *,
+    number: int,
+    level: str = "info",
+    time: float | None = None,
+    step: int | None = None,
 ) -> None:
-    """A line of the log, the epoch's `number`-th (a worker's own count down from -1). Raises Fenced."""
+    """A line of the log, the epoch's `number`-th (a worker's own count down from -1). Raises Fenced.
+
+    `step` is the iteration it is about, if it is about one.
+    """
     jobs.guard(session, lease)
     place = (LogLine.run_id == lease.run_id, LogLine.epoch == lease.epoch, LogLine.number == number)
     session.execute(delete(LogLine).where(*place))
@@ -210,6 +220,7 @@ def record_log(
             time=NOW if time is None else time,
             level=level,
             text=_clean(text)[:MAX_LOG_CHARACTERS],
+            step=step,
         )
     )
 

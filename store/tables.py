@@ -167,7 +167,10 @@ class Checkpoint(Table):
 
 
 class LogLine(Table):
-    """A line of the run's log; `number` is the event's place in its epoch, negative for the worker's own lines."""
+    """A line of the run's log; `number` is the event's place in its epoch, negative for the worker's own lines.
+
+    `step` is the iteration it is about, if it is about one.
+    """
 
     __tablename__ = "log_line"
     __table_args__ = (Unique("run_id", "epoch", "number"),)
@@ -179,6 +182,7 @@ class LogLine(Table):
     time: Mapped[float]
     level: Mapped[str]
     text: Mapped[str]
+    step: Mapped[int | None]
 
 
 class Export(Table):

@@ -64,8 +64,9 @@ class EventWriter:
                 if event.level == "error":
                     self.last_error = event.text
                 results.record_log(
-                    session, lease, event.text, number=numbered.number, level=event.level, time=event.time or None
-                )
+                    session, lease, event.text,
+                    number=numbered.number, level=event.level, time=event.time or None, step=event.step,
+                )  # fmt: skip
             case Finished():
                 self.finished = event
 

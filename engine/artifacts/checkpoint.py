@@ -67,6 +67,7 @@ class DiskFullError(CheckpointError):
 class Checkpoint:
     """A verified checkpoint in memory: tensors by file name and key (on the CPU), and the rest of the state."""
 
+    path: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
@@ -125,7 +126,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error}") from error
-    return Checkpoint(manifest.step, tensors, state, manifest)
+    return Checkpoint(path, manifest.step, tensors, state, manifest)
 
 
 def _write_files(folder: Path, tensors: Tensors, texts: Mapping[str, str]) -> None:

@@ -69,11 +69,13 @@ def noise_images(
     generator: torch.Generator,
     *,
     share: Share | None = None,
+    selected: Tensor | None = None,
 ) -> NoisedImages:
     """The images (N, …) noised to the levels each is trained at, (T, N) bool, with the sampling policy's velocity.
 
     They may be a `share` of a batch; their noise is then that of their rows of it. The velocity is asked for at every
-    level of the grid, for no image where none is trained there.
+    level of the grid, for no image where none is trained there; of the `selected` (M,) long alone (None: of all), and
+    is 0 elsewhere.
     """
     num_images, device = len(clean), clean.device
     # Each column's chosen places, ascending: equally many in every column.
@@ -83,12 +85,18 @@ def noise_images(
     sigma = torch.tensor(sigmas, dtype=clean.dtype)[levels].to(device)
     sigma = sigma.reshape(*levels.shape, *[1] * (clean.dim() - 1))
     noisy = (1.0 - sigma) * clean + sigma * noise
-    velocities = torch.empty_like(noisy)
+    velocities = torch.zeros_like(noisy)
+    asked = torch.ones(num_images, dtype=torch.bool) if selected is None else _places(selected, num_images)
     for place in range(len(sigmas)):
-        draw, images = (levels == place).nonzero(as_tuple=True)
+        draw, images = ((levels == place) & asked).nonzero(as_tuple=True)
         draw, images = draw.to(device), images.to(device)
         velocities[draw, images] = velocity(noisy[draw, images], sigmas[place], images).to(clean.dtype)
     return NoisedImages(sigmas, levels.to(device), noisy, velocities, clean)
+
+
+def _places(images: Tensor, num_images: int) -> Tensor:
+    """(N,) bool, on the CPU: which of N images are named."""
+    return torch.zeros(num_images, dtype=torch.bool).index_fill_(0, images.cpu(), value=True)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,16 +75,22 @@ def test_resuming_continues_the_event_log_without_doubles(tiny_settings: RunSett
         assert resumed == (tmp_path / "lost" / name).read_bytes()
 
 
-def test_warnings_of_iterations_that_are_done_again_are_told_once(tmp_path: Path) -> None:
-    saved = CheckpointSaved(time=1.0, step=2, path="checkpoints/step-000002", num_bytes=1)
-    before, after = (Message(time=1.0, level="warning", text=f"{when} the checkpoint") for when in ("before", "after"))
-    error = Message(time=1.0, level="error", text="The disk is full.")
-    (tmp_path / "events.jsonl").write_text(
-        "".join(event.model_dump_json() + "\n" for event in (before, saved, after, error))
-    )
-    log = process.EventLog(tmp_path / "events.jsonl", keep_until=2)
-    log.close()
-    assert events_of(tmp_path) == log.kept == [before, saved, error]
+def test_a_checkpoint_that_a_kill_came_too_early_to_tell_of_is_told_on_resuming(
+    tiny_settings: RunSettings, tmp_path: Path
+) -> None:
+    assert train(tiny_settings, tmp_path) == 0
+    out = tmp_path / "out"
+    straight = events_of(out)
+    # As after a kill between the checkpoint of step 2 and its event.
+    shutil.rmtree(out / "checkpoints" / "step-000004")
+    lines = (out / "events.jsonl").read_text().splitlines(keepends=True)
+    told = next(place for place, event in enumerate(straight) if isinstance(event, CheckpointSaved))
+    (out / "events.jsonl").write_text("".join(lines[:told]))
+    assert train(tiny_settings, tmp_path, "--resume") == 0
+    saved = [event for event in straight if isinstance(event, CheckpointSaved)]
+    again = [event for event in events_of(out) if isinstance(event, CheckpointSaved)]
+    assert [(event.step, event.path) for event in again] == [(event.step, event.path) for event in saved]
+    assert again[0].num_bytes == saved[0].num_bytes
 
 
 def test_a_longer_run_may_go_on_from_a_shorter_one(tiny_settings: RunSettings, tmp_path: Path) -> None:

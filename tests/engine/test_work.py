@@ -75,6 +75,11 @@ COUNTED: dict[str, dict[str, Any]] = {
         "method": "nft", "nft": {"timesteps_per_image": 3}, "flash": {"enabled": True},
         "sampling": {"num_steps": 8, "shared_noise": False, "shared_prefix": False},
     },
+    "NFT on the best and worst": {
+        "method": "nft", "nft": {"timesteps_per_image": 3},
+        "grpo": {"prompts_per_iteration": 2, "group_size": 5, "updates_per_iteration": 2, "best_and_worst": 1},
+        "sampling": {"num_steps": 8, "shared_noise": False, "shared_prefix": False},
+    },
     "NFT without the base": {
         "method": "nft", "nft": {"timesteps_per_image": 2, "base_weight": 0.0},
         "sampling": {"num_steps": 8, "shared_noise": False, "shared_prefix": False, "guidance_scale": 2.0},

@@ -84,6 +84,8 @@ def test_rows_come_back_as_they_were_said(either_database: Database, lease: Leas
 def test_a_resume_voids_what_came_after(either_database: Database, either_config: Config, lease: Lease) -> None:
     record_all(either_database, lease, 0, 7)
     with either_database.write() as session:
+        for number, step in enumerate((None, 4, 5, None), start=1):
+            results.record_log(session, lease, f"of {step}", number=number, step=step)
         jobs.release(session, lease)
     again = claim_run(either_database, either_config, lease.job_id)
     with either_database.write() as session:
@@ -93,6 +95,7 @@ def test_a_resume_voids_what_came_after(either_database: Database, either_config
         assert [row.step for row in results.sample_steps_of(session, lease.run_id)] == [3]
         assert {row.step for row in results.samples_of(session, lease.run_id)} == {3}
         assert [row.step for row in results.checkpoints_of(session, lease.run_id)] == [4]
+        assert [row.text for row in results.log_tail(session, lease.run_id)] == ["of None", "of 4", "of None"]
     record_all(either_database, again, 4, 12)
     with either_database.read() as session:
         assert [row.step for row in results.metrics_of(session, lease.run_id)] == list(range(1, 13))

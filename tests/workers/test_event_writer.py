@@ -52,6 +52,17 @@ def test_events_become_rows(config: Config, database: Database, lease: Lease, tm
         assert [row.step for row in results.metrics_of(session, lease.run_id)] == [1, 2]
 
 
+def test_a_warning_of_an_iteration_that_is_done_again_is_told_once(
+    config: Config, database: Database, lease: Lease, tmp_path: Path
+) -> None:
+    warning = Message(time=1.0, level="warning", text="Iteration 2: the gradient is exploding.", step=2)
+    again = Started(time=1.0, step=1, iterations=2, device="cpu", versions={})
+    write(tmp_path, iteration(1), warning, again, warning)
+    make_writer(config, database, lease, tmp_path).write_new()
+    with database.read() as session:
+        assert [line.text for line in results.log_tail(session, lease.run_id)] == [warning.text]
+
+
 def test_a_batch_that_was_not_committed_is_written_again_whole(
     config: Config, database: Database, lease: Lease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,3 +80,11 @@ def test_images_are_noised_along_straight_paths_at_their_own_levels():
             torch.testing.assert_close(noised.noisy[draw, image], expected)
             torch.testing.assert_close(noised.velocity[draw, image], expected * sigma + image)
     assert sorted(image for _, images in asked for image in images) == sorted([0, 1, 2, 3, 4] * 2)
+
+    asked.clear()
+    few = noise_images(
+        clean, sigmas, trained, velocity, torch.Generator().manual_seed(7), selected=torch.tensor([1, 4])
+    )
+    assert [images for _, images in asked] == [[], [1, 4], [1, 4], []]
+    torch.testing.assert_close(few.noisy, noised.noisy)
+    torch.testing.assert_close(few.velocity[:, [1, 4]], noised.velocity[:, [1, 4]])
