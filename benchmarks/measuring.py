@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.sampling.window import last_position
 from engine.settings import RunSettings
 
 
@@ -21,7 +22,8 @@ def device_name() -> str:
 
 def at_round(settings: RunSettings, place: int, rounds: int) -> RunSettings:
     """The settings with the window held at the `place`-th of `rounds` positions spread evenly over its range."""
-    window, last = settings.window, settings.last_window_position
+    window = settings.window
+    last = last_position(window, settings.sampling.num_steps)
     if window.strategy == "frozen":
         return settings
     position = window.start + (2 * place + 1) * (last + 1 - window.start) // (2 * rounds)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.objective.base import ImageVelocity, StepTerms
 from engine.sampling.rollout import Rollout
-from engine.sampling.sde import Kernel, Transition, log_prob
+from engine.sampling.sde import Kernel, Transition, batch_mean, log_prob
 from engine.settings import GrpoSettings
 
 
@@ -50,7 +50,7 @@ def normalised_log_ratio(transition: Transition, sampled_mean: Tensor, next_late
     Its mean is 0 and its size the same at every step. `sampled_mean` and `next_latents` (B, …) are of the rollout.
     """
     noise = (next_latents - sampled_mean) / transition.std
-    return (noise * (transition.mean - sampled_mean)).flatten(1).mean(1)
+    return batch_mean(noise * (transition.mean - sampled_mean))
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,8 @@ class Plan:
 class Rollout:
     """Sampled images and what training needs of them; N = P·G, prompt-major; float32 unless the noise was float64.
 
-    latents: (N, …) at σ = 0. states: (W+1, N, …) at the window's edges. means (W, N, …) and log_probs (W, N): of the
-    window's steps, by the policy that drew them.
+    latents: (N, …) at σ = 0. states: (W+1, N, …) at the window's edges. means (W, N, …) and log_probs (W, N), float64:
+    of the window's steps, by the policy that drew them.
     num_velocities: velocities of one image, counted as they were asked for.
     """
 
@@ -217,7 +217,7 @@ def _window(
     """The stochastic steps, and the clean predictions."""
     states = latents.new_empty(plan.window_size + 1, *latents.shape)
     means = latents.new_empty(plan.window_size, *latents.shape)
-    log_probs = latents.new_empty(plan.window_size, len(latents))
+    log_probs = latents.new_empty(plan.window_size, len(latents), dtype=torch.float64)
     states[0] = latents
     for step, (sigma, sigma_next) in enumerate(plan.window_steps):
         velocity = forward(latents, sigma, prompt_index)

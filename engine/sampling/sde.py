@@ -2,7 +2,8 @@
 
 Sources: Flow-GRPO (arXiv 2505.05470), MixGRPO (2507.21802), DanceGRPO (2505.07818), coefficients-preserving sampling
 (CPS, 2509.05952). Deviations from the published code: DanceGRPO's log-probability keeps its constant terms, which a
-line break drops there; arithmetic is float32 at least, whatever the model's precision; σ is used as it is.
+line break drops there; arithmetic is float32 at least, whatever the model's precision, and float64 for
+log-probabilities; σ is used as it is.
 """
 
 from __future__ import annotations
@@ -128,14 +129,20 @@ def draw(transition: Transition, noise: Tensor) -> Tensor:
 
 
 def log_prob(transition: Transition, next_latents: Tensor) -> Tensor:
-    """The log-probability of `next_latents` (B, …), averaged over all but the batch: (B,), float32 at least."""
-    squared_error = (_precise(next_latents) - transition.mean).square()
-    if transition.normalised:
-        std = transition.std
-        terms = -squared_error / (2.0 * std.square()) - std.log() - 0.5 * math.log(2.0 * math.pi)
-    else:
-        terms = -squared_error
-    return terms.flatten(1).mean(1)
+    """The log-probability of `next_latents` (B, …), averaged over all but the batch: (B,), float64.
+
+    Where the noise is small it is a large number, and a float32 of its size is too coarse for a ratio of two.
+    """
+    squared_error = batch_mean((_precise(next_latents) - transition.mean).square())
+    if not transition.normalised:
+        return -squared_error
+    std = transition.std.double()
+    return -squared_error / (2.0 * std.square()) - std.log() - 0.5 * math.log(2.0 * math.pi)
+
+
+def batch_mean(values: Tensor) -> Tensor:
+    """The mean over all but the batch dimension, (B, …) to (B,), added up in float64."""
+    return values.flatten(1).mean(1, dtype=torch.float64)
 
 
 def _precise(tensor: Tensor) -> Tensor:

@@ -147,12 +147,6 @@ class RunSettings(Section):
         """Images of each group that are trained on."""
         return 2 * self.grpo.best_and_worst or self.grpo.group_size
 
-    @property
-    def last_window_position(self) -> int:
-        """The last position l the window may take: `window.last`, or that of `last_position_of`."""
-        limit = last_position_of(self.window.size, self.sampling.num_steps)
-        return limit if self.window.last is None else self.window.last
-
     def digest(self) -> str:
         """Sixteen hex digits that name these settings (sha256 of their sorted JSON)."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 
 from app.field_shapes import describe
 from app.forms import MAIN_SETTINGS, MainSetting, estimate, memory, value_at, with_values
 from engine.presets import PRESETS
-from engine.settings import RunSettings
+from engine.settings import KernelName, RunSettings
 from engine.settings_text import SettingsError, parse_settings
 
 
@@ -22,7 +23,7 @@ def test_main_settings_have_bounds_and_help(setting: MainSetting) -> None:
 
 
 def test_shapes() -> None:
-    assert describe("sampling.kernel").options == ("flow_sde", "dance_sde", "cps")
+    assert describe("sampling.kernel").options == get_args(KernelName)
     assert describe("flash.enabled").kind == "switch"
     assert describe("window.last").kind == "text"
     assert describe("sampling.shift").kind == "text"

@@ -99,7 +99,7 @@ def test_the_ratio_is_one_before_the_first_update(name, start, flash):
             new = log_prob(transition, drawn.states[position + 1, rows])
             ratio = (new - drawn.log_probs[position, rows]).exp()
             torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-6)
-    assert drawn.log_probs.dtype == drawn.states.dtype == torch.float32
+    assert (drawn.log_probs.dtype, drawn.states.dtype) == (torch.float64, torch.float32)
     assert drawn.log_probs.shape == (3, PROMPTS * GROUP)
     assert drawn.states.shape == (4, PROMPTS * GROUP, *SHAPE)
     assert drawn.latents.shape == (PROMPTS * GROUP, *SHAPE)
@@ -281,7 +281,8 @@ def test_the_loop_runs_in_float32_at_least_whatever_the_model_returns(dtype):
 
     drawn = _run(low_precision, _plan(flash=FLASH), noise=_noise(dtype=dtype))
     expected = torch.float64 if dtype == torch.float64 else torch.float32
-    assert {drawn.latents.dtype, drawn.states.dtype, drawn.log_probs.dtype} == {expected}
+    assert {drawn.latents.dtype, drawn.states.dtype, drawn.means.dtype} == {expected}
+    assert drawn.log_probs.dtype == torch.float64
 
 
 def test_plain_sampling_is_eulers_method_in_micro_batches():

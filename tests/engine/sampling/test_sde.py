@@ -15,6 +15,8 @@ from engine.sampling.sde import KERNELS, Cps, DanceSde, FlowSde, Transition, dra
 from engine.settings import KernelName
 
 NAMES = sorted(KERNELS)
+# Whatever the step, its noise is a share of σ': it has no small steps to be a stochastic differential equation in.
+NO_SDE = {"cps"}
 
 
 def _pair(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -87,15 +89,30 @@ def test_without_noise_every_kernel_is_the_ode(name, sigma):
     assert errors[1] < 1e-4
 
 
-@pytest.mark.parametrize("name", ["flow_sde", "dance_sde"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(3, 5), (2, 4, 3, 3), (1, 2)])
 def test_log_probability_is_the_gaussian_averaged_over_all_but_the_batch(name, shape):
     """Fault 4 of the published code: DanceGRPO's loses its constant terms to a line break."""
     latents, velocity = _pair(shape)
     following = _pair(shape, seed=2)[0]
     transition = make_kernel(name, 0.4).transition(latents, velocity, 0.8, 0.7, 0.95)
-    expected = torch.distributions.Normal(transition.mean, transition.std).log_prob(following).flatten(1).mean(1)
+    terms = torch.distributions.Normal(transition.mean, transition.std).log_prob(following)
+    if not transition.normalised:
+        terms = -(following - transition.mean).square()
+    expected = terms.flatten(1).mean(1)
     torch.testing.assert_close(log_prob(transition, following), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_ratio_is_not_lost_in_the_size_of_a_log_probability(name):
+    """Late in a fine grid with little noise, log-probabilities lie above 4, where a float32 takes steps of 5e-7."""
+    latents, velocity = _pair((8, 2048), dtype=torch.float32)
+    sigmas = flow_sigmas(100, 3.0).tolist()
+    kernel = make_kernel(name, 0.05)
+    transition = kernel.transition(latents, velocity, sigmas[90], sigmas[91], sigmas[1])
+    following = draw(transition, _pair((8, 2048), seed=1, dtype=torch.float32)[0])
+    exact = Transition(transition.mean.double(), transition.std.double(), transition.normalised)
+    torch.testing.assert_close(log_prob(transition, following), log_prob(exact, following), rtol=0, atol=2e-8)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +123,7 @@ def test_arithmetic_is_float32_at_least(name, dtype):
     transition = make_kernel(name, 0.4).transition(latents, velocity, 0.8, 0.7, 0.95)
     assert transition.mean.dtype == transition.std.dtype == at_least
     assert transition.std.shape == ()
-    assert log_prob(transition, latents).dtype == at_least
+    assert log_prob(transition, latents).dtype == torch.float64
     assert draw(transition, latents).dtype == at_least
     assert ode_step(latents, velocity, 0.8, 0.7).dtype == at_least
     exact = make_kernel(name, 0.4).transition(latents.double(), velocity.double(), 0.8, 0.7, 0.95)
@@ -151,15 +168,14 @@ def _marginals(name: str, eta: float, num_steps: int, std: float = 0.4) -> list[
     return marginals
 
 
-@pytest.mark.parametrize(
-    ("name", "eta"), [("ode", 0.0), ("flow_sde", 0.7), ("flow_sde", 1.0), ("dance_sde", 0.3), ("dance_sde", 0.8)]
-)
+@pytest.mark.parametrize("name", ["ode", *(name for name in NAMES if name not in NO_SDE)])
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
 def test_samplers_end_in_the_gaussian_they_aim_at_as_steps_get_small(name, eta):
     """Mean exactly 1.5 with any number of steps; the std's error falls like 1/T."""
     ends = [_marginals(name, eta, num_steps)[-1] for num_steps in (200, 400, 800)]
     assert [mean for mean, _ in ends] == pytest.approx([1.5] * 3, abs=1e-9)
     errors = [abs(std - 0.4) for _, std in ends]
-    assert errors[0] < 0.008
+    assert errors[0] < 0.01
     assert all(fine < 0.55 * coarse for coarse, fine in pairwise(errors))
 
 
@@ -190,7 +206,8 @@ def test_without_noise_a_whole_sampler_is_the_ode(name):
         assert actual == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("name", "eta"), [("ode", 0.0), ("flow_sde", 0.7), ("dance_sde", 0.8), ("cps", 0.3)])
+@pytest.mark.parametrize("name", ["ode", *NAMES])
+@pytest.mark.parametrize("eta", [0.3, 0.8])
 def test_drawn_samples_have_the_marginals(name, eta):
     """By Monte Carlo through `draw`: mean and std within four standard errors of those worked out above."""
     generator, num_samples = torch.Generator().manual_seed(5), 4000

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.sampling.window import last_position, position_shares, window_start
-from engine.settings import RunSettings, WindowSettings, WindowStrategy
+from engine.settings import WindowSettings, WindowStrategy
 
 STRATEGIES = get_args(WindowStrategy)
 
@@ -86,13 +86,6 @@ def test_random_is_uniform_and_its_draws_depend_on_seed_and_iteration_alone():
     # 400 expected, standard deviation 18.
     assert all(310 < count < 490 for count in counts.values())
     assert starts != [window_start(window, 25, 8, iteration) for iteration in range(2000)]
-
-
-@given(st.integers(4, 40), st.data())
-def test_the_last_position_is_the_settings_own(num_steps, data):
-    size = data.draw(st.integers(1, num_steps - 2))
-    settings = RunSettings.model_validate({"sampling": {"num_steps": num_steps}, "window": {"size": size}})
-    assert last_position(settings.window, num_steps) == settings.last_window_position
 
 
 @pytest.mark.parametrize(
