@@ -43,7 +43,7 @@ def up(*, demo: bool, host: str | None, port: int | None) -> int:
     """Run the workbench until Ctrl-C or SIGTERM; returns the exit code. Raises LaunchError if it cannot start."""
     config = _configured(host, port)
     check_host(config.host)
-    _make_home(config.home)
+    _make_home(config)
     lock = FileLock(config.home / "palate.lock")
     try:
         lock.acquire(timeout=0)
@@ -72,12 +72,15 @@ def _configured(host: str | None, port: int | None) -> Config:
         raise LaunchError(str(error)) from error
 
 
-def _make_home(home: Path) -> None:
+def _make_home(config: Config) -> None:
+    """The data folder, with a place for models unless the operator has named others."""
     try:
-        (home / "logs").mkdir(parents=True, exist_ok=True)
+        (config.home / "logs").mkdir(parents=True, exist_ok=True)
+        if not config.model_folders:
+            config.model_roots[0].mkdir(exist_ok=True)
     except OSError as error:
-        raise LaunchError(f"The data folder {home} cannot be made: {error.strerror}. Set PALATE_HOME to a folder you "
-                          "can write to.") from error
+        raise LaunchError(f"The data folder {config.home} cannot be made: {error.strerror}. Set PALATE_HOME to a "
+                          "folder you can write to.") from error
 
 
 def check_host(host: str) -> None:

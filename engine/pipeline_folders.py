@@ -15,6 +15,7 @@ from engine.tensor_headers import HeaderError, TensorShape, read_header
 INDEX_NAME = "model_index.json"
 CARD_NAME = "README.md"
 _MAX_JSON_BYTES = 64 * 2**20
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 class PipelineFolderError(ValueError):
@@ -23,20 +24,41 @@ class PipelineFolderError(ValueError):
 
 def check_pipeline_folder(folder: Path, name: ModelName) -> None:
     """Raise PipelineFolderError, with a sentence, unless the folder holds a whole pipeline of that family."""
-    index = read_index(folder)
+    check_class(read_index(folder), name, str(folder))
+    check_whole(folder)
+
+
+def check_class(index: dict[str, Any], name: ModelName, place: str) -> None:
+    """Raise PipelineFolderError if an index is of another family's pipeline; `place` is where it was found."""
     found, expected = index.get("_class_name"), MODEL_INFO[name].pipelines
     if found not in expected:
-        others = [other for other, info in MODEL_INFO.items() if found in info.pipelines]
-        remedy = f"set model.name to {others[-1]}" if others else "choose another folder"
+        others = families_of(index)
+        remedy = f"set model.name to {others[-1]}" if others else "choose another"
         raise PipelineFolderError(
-            f"{folder} holds a {found}, but {name} needs a {' or '.join(expected)}; {remedy}."
+            f"{place} holds a {found}, but {name} needs a {' or '.join(expected)}; {remedy}."
         )
+
+
+def families_of(index: dict[str, Any]) -> tuple[ModelName, ...]:
+    """The families that an index's pipeline may be of."""
+    return tuple(name for name, info in MODEL_INFO.items() if index.get("_class_name") in info.pipelines)
+
+
+def check_whole(folder: Path) -> None:
+    """Raise PipelineFolderError if a pipeline folder lacks anything."""
     missing = missing_files(folder)
-    if missing:
+    if not missing:
+        return
+    more = f", and {len(missing) - 1} more" if missing[1:] else ""
+    part = folder / missing[0].partition("/")[0]
+    if any(path.suffix in _PICKLES for path in part.glob("*")):
         raise PipelineFolderError(
-            f"{folder} is not whole: {missing[0]} is missing{f', and {len(missing) - 1} more' if missing[1:] else ''}; "
-            "download or copy it again."
+            f"{folder} holds pickles ({part.name}/) where safetensors should be, and pickles are never read: get its "
+            "safetensors, or convert it with diffusers (from_pretrained, then save_pretrained)."
         )
+    raise PipelineFolderError(
+        f"{folder} is not whole: {missing[0]} is missing{more}; download or copy it again."
+    )
 
 
 def read_index(folder: Path) -> dict[str, Any]:

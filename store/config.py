@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as EnvironmentSettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
+_HUB_PATTERN = re.compile(r"\*|[\w.-]+/(?:\*|[\w.-]+)")
 _BROKERS = ("filesystem", "memory", "redis", "rediss", "amqp", "amqps", "pyamqp")
 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -34,6 +37,12 @@ class Config(BaseSettings):
     port: int = Field(8501, ge=1, le=65535, description="Port the workbench listens on.")
 
     reward_functions: bool = Field(False, description="Runs made in the workbench may name Python functions.")
+    model_folders: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Folders of models that runs made in the workbench may use; none = models under home."
+    )
+    hub_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("*",), description='Hub models that runs made in the workbench may name: ids, OWNER/*, * = any, or "none".'
+    )
 
     lease_seconds: Seconds = Field(60.0, description="A job whose worker is silent this long goes to another.")
     heartbeat_seconds: Seconds = Field(10.0, description="Between two heartbeats.")
@@ -52,6 +61,34 @@ class Config(BaseSettings):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().resolve()
+
+    @field_validator("model_folders", mode="before")
+    @classmethod
+    def _folders_apart_by_colons(cls, folders: object) -> object:
+        return [part for part in folders.split(os.pathsep) if part.strip()] if isinstance(folders, str) else folders
+
+    @field_validator("model_folders")
+    @classmethod
+    def _absolute_folders(cls, folders: tuple[Path, ...]) -> tuple[Path, ...]:
+        found = tuple(folder.expanduser() for folder in folders)
+        if not all(folder.is_absolute() for folder in found):
+            raise ValueError(f"name whole paths, apart by {os.pathsep!r}, such as /srv/models{os.pathsep}/data/loras")
+        return tuple(folder.resolve() for folder in found)
+
+    @field_validator("hub_models", mode="before")
+    @classmethod
+    def _patterns_apart_by_commas(cls, patterns: object) -> object:
+        if not isinstance(patterns, str):
+            return patterns
+        found = [part for part in re.split(r"[,\s]+", patterns) if part]
+        return [] if found == ["none"] else found
+
+    @field_validator("hub_models")
+    @classmethod
+    def _known_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_HUB_PATTERN.fullmatch(pattern) for pattern in patterns):
+            raise ValueError("list ids such as black-forest-labs/FLUX.1-dev or stabilityai/*, or set it to none or *")
+        return patterns
 
     @field_validator("database_url")
     @classmethod
@@ -81,6 +118,11 @@ class Config(BaseSettings):
                 "and that below PALATE_LEASE_SECONDS"
             )
         return self
+
+    @property
+    def model_roots(self) -> tuple[Path, ...]:
+        """The folders that runs made in the workbench may take models from."""
+        return self.model_folders or (self.home / "models",)
 
     @property
     def database(self) -> str:

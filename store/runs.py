@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session, aliased
 
-from engine.catalogue import EXPORT_INFO, MODEL_INFO, why_not
+from engine.catalogue import EXPORT_INFO, why_not
+from engine.model_checks import check_model
 from engine.settings import RunSettings
 from engine.settings_text import parse_settings
 from store import jobs
+from store.permissions import NOTHING, Permissions
 from store.prompt_sets import checked_name
 from store.tables import Checkpoint, Export, Job, Metric, PromptSet, Run
 
-_HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 RunState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
@@ -62,34 +62,15 @@ def create_run(
     settings: RunSettings,
     prompt_set_id: str | None = None,
     is_demo: bool = False,
-    functions_allowed: bool = False,
+    permissions: Permissions = NOTHING,
 ) -> Run:
     """A run and its queued job (`job_of` names it); ring for it after the commit.
 
-    Raises ValueError for a bad name, an unknown prompt set, or settings that name, or need, files or code of the
-    server's. `functions_allowed` is the operator's word on code.
+    Raises ValueError for a bad name, an unknown prompt set, settings that name what is not permitted, or a model whose
+    files on this machine do not fit. The run's settings name whole paths.
     """
-    if settings.prompts.file is not None or settings.prompts.evaluation_file is not None:
-        raise ValueError("prompts.file and prompts.evaluation_file cannot be used here; upload a prompt set instead.")
-    for source in ("folder", "hub_id", "start_from"):
-        if getattr(settings.model, source) is not None:
-            raise ValueError(f"model.{source} cannot be used here; start such a run with `palate train`.")
-    for reward in settings.rewards:
-        if reward.function is not None and not functions_allowed:
-            raise ValueError(
-                "The reward function runs Python code, so it cannot be used here; start such a run with "
-                "`palate train`, or have the operator set PALATE_REWARD_FUNCTIONS=true."
-            )
-        if reward.weights is not None and not _HUB_ID.fullmatch(reward.weights):
-            raise ValueError(
-                f"The reward {reward.key} names a folder of the server in `weights`, which cannot be used here; name a "
-                "hub's id, such as OWNER/NAME, or start such a run with `palate train`."
-            )
-    if MODEL_INFO[settings.model.name].needs_folder:
-        raise ValueError(
-            f"The model {settings.model.name} comes without weights, and model.folder cannot be used here; start such "
-            "a run with `palate train`."
-        )
+    settings = permissions.checked(settings)
+    check_model(settings)
     if prompt_set_id is not None and session.get(PromptSet, prompt_set_id) is None:
         raise ValueError("That prompt set is no longer there; choose another.")
     run = Run(

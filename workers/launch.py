@@ -13,6 +13,7 @@ from store import files, results, runs
 from store.config import Config
 from store.database import Database
 from store.jobs import Lease
+from store.permissions import Permissions
 from store.prompt_sets import prompts_of
 
 
@@ -49,7 +50,7 @@ def prepare_training(config: Config, database: Database, lease: Lease) -> Traini
         ]
     # The inputs have one place for all epochs: a checkpoint belongs to settings, and settings name these files.
     inputs = files.run_folder(config, lease.run_id)
-    settings = _with_prompts(run.settings, prompts, inputs)
+    settings = _with_prompts(_permitted(config, run.settings), prompts, inputs)
     files.write_whole(inputs / "settings.yaml", settings.to_yaml())
     folder = files.epoch_folder(config, lease.run_id, lease.epoch)
     resume = [word for _, path in checkpoints for word in ("--resume-from", str(path))]
@@ -71,6 +72,7 @@ def prepare_export(config: Config, database: Database, lease: Lease) -> ExportLa
     path = files.resolve(config, rows[step].path) if step in rows else None
     if run is None or path is None or not path.is_dir():
         raise ValueError(f"The checkpoint of step {step} is no longer there; export a newer one.")
+    _permitted(config, run.settings)
     folder = files.run_folder(config, lease.run_id) / "exports" / f"{lease.job_id}-{lease.epoch}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     out = folder / EXPORT_INFO[format_name].file_names[run.settings.tuning.method]
@@ -95,6 +97,11 @@ def prune_checkpoints(config: Config, database: Database, lease: Lease, keep: in
         results.forget_checkpoints(session, lease, [row.step for row in (*gone, *outdated)])
     for row in outdated:
         shutil.rmtree(files.resolve(config, row.path), ignore_errors=True)
+
+
+def _permitted(config: Config, settings: RunSettings) -> RunSettings:
+    """The settings, if this worker may read their model: the operator may have changed the list since the launch."""
+    return settings.model_copy(update={"model": Permissions.of(config).checked_model(settings.model)})
 
 
 def _with_prompts(settings: RunSettings, prompts: list[str] | None, folder: Path) -> RunSettings:

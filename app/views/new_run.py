@@ -27,6 +27,7 @@ from engine.presets import PRESETS
 from engine.servers.check import check_server
 from engine.settings import RunSettings
 from engine.settings_text import SettingsError, from_yaml, parse_settings
+from store.permissions import Permissions
 from store.prompt_sets import list_prompt_sets
 from store.runs import create_run, get_run, job_of
 from workers.queue import ring
@@ -117,7 +118,7 @@ def launch(name: str, settings: RunSettings, prompt_set_id: str | None) -> None:
                 check_server(reward)
         with database().write() as session:
             run_id = create_run(session, name=name, settings=settings, prompt_set_id=prompt_set_id,
-                                functions_allowed=config().reward_functions).id
+                                permissions=Permissions.of(config())).id
             job_id = job_of(session, run_id)
     except ValueError as error:
         st.error(str(error), icon=":material/error:")

@@ -7,7 +7,7 @@ The code behind the names is in `engine.rewards.REWARDS`, `engine.models.MODELS`
 from __future__ import annotations
 
 from engine.catalogue.exports import EXPORT_INFO, ExportInfo, ExportPrecision, why_not
-from engine.catalogue.models import MODEL_INFO, ModelInfo
+from engine.catalogue.models import MODEL_INFO, ModelInfo, Usual
 from engine.catalogue.rewards import REWARD_INFO, RewardInfo
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "ExportPrecision",
     "ModelInfo",
     "RewardInfo",
+    "Usual",
     "why_not",
 ]

@@ -18,21 +18,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from engine.starting_files import LORA_DOWN, LoraError, refuse_other_adapters
 from engine.tensor_headers import Header
 
 _PREFIXES = (
     "base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.",
     "lora_unet_", "lora_transformer_",
 )  # fmt: skip
-_DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight")
 _UP = (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight")
 _ALPHA = (".alpha",)
-_TEXT_ENCODERS = ("text_encoder", "lora_te", "te1.", "te2.")
 _METADATA = "lora_adapter_metadata"
-
-
-class LoraError(ValueError):
-    """A LoRA file that cannot be merged, in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +43,12 @@ class LoraPair:
         return self.scale * (self.up.float() @ self.down.float())
 
 
-def is_lora(header: Header) -> bool:
-    """Whether a file's tensors are those of a LoRA."""
-    return any(_ending(name, _DOWN) for name in header.tensors)
-
-
 def read_lora(path: Path, header: Header, transformer: nn.Module, pipeline: Any) -> dict[str, LoraPair]:
     """The adapters in a file, by the layers of the transformer they belong to.
 
     `pipeline` is diffusers' pipeline class, whose converter knows other programs' names. Raises LoraError.
     """
-    _refuse_other_kinds(path, header)
+    refuse_other_adapters(path, header)
     tensors = load_file(path)
     layers = _layers_by_name(transformer)
     if not all(_layer(name, layers) for name in tensors):
@@ -70,16 +60,6 @@ def read_lora(path: Path, header: Header, transformer: nn.Module, pipeline: Any)
                 f"such as {strange[0]}."
             )
     return _pairs(path, tensors, layers, _told_scale(header))
-
-
-def _refuse_other_kinds(path: Path, header: Header) -> None:
-    """Raise LoraError for adapters that are no plain LoRA of a transformer."""
-    if any(name.startswith(_TEXT_ENCODERS) for name in header.tensors):
-        raise LoraError(
-            f"{path} adapts the text encoders too, which are not tuned here; save its transformer's part alone."
-        )
-    if any("dora_scale" in name for name in header.tensors):
-        raise LoraError(f"{path} is a DoRA, which cannot be merged as a LoRA; merge it in the program that made it.")
 
 
 def _layers_by_name(transformer: nn.Module) -> dict[str, str]:
@@ -94,7 +74,7 @@ def _ending(name: str, endings: tuple[str, ...]) -> str | None:
 
 def _layer(name: str, layers: Mapping[str, str]) -> str | None:
     """The layer that a tensor of a LoRA file belongs to, or None."""
-    ending = _ending(name, (*_DOWN, *_UP, *_ALPHA))
+    ending = _ending(name, (*LORA_DOWN, *_UP, *_ALPHA))
     if ending is None:
         return None
     bare = name.removesuffix(ending)
@@ -132,7 +112,7 @@ def _pairs(
     path: Path, tensors: Mapping[str, Tensor], layers: Mapping[str, str], told: float | None
 ) -> dict[str, LoraPair]:
     """A, B and scale of each layer. Raises LoraError where one of the two is missing or they do not fit."""
-    downs, ups, alphas = (_by_layer(tensors, layers, endings) for endings in (_DOWN, _UP, _ALPHA))
+    downs, ups, alphas = (_by_layer(tensors, layers, endings) for endings in (LORA_DOWN, _UP, _ALPHA))
     if downs.keys() != ups.keys():
         raise LoraError(f"{path} is not whole: {min(downs.keys() ^ ups.keys())} has only one of its two matrices.")
     pairs = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from engine.model_checks import check_scheduler
 from engine.settings import ModelSettings
 
 
@@ -24,7 +24,7 @@ def load_pipeline(kind: type, folder: Path, settings: ModelSettings) -> Any:
     Images are decoded one at a time: a megapixel takes gigabytes. Raises ValueError if the folder holds another class.
     """
     check_class(kind, folder, settings)
-    _check_scheduler(folder)
+    check_scheduler(folder)
     weights = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     pipeline = open_pipeline(folder, {"default": weights, "vae": torch.float32})
     pipeline.vae.enable_slicing()
@@ -36,16 +36,6 @@ def check_class(kind: type, folder: Path, settings: ModelSettings) -> None:
     found = _index(folder).get("_class_name")
     if found != kind.__name__:
         raise ValueError(f"{folder} holds a {found}, but {settings.name} needs a {kind.__name__}; check model.folder.")
-
-
-def _check_scheduler(folder: Path) -> None:
-    """Raise ValueError, saying what to install, if the scheduler bends its grid by a library that is not here."""
-    config = folder / "scheduler" / "scheduler_config.json"
-    if json.loads(config.read_text(encoding="utf-8")).get("use_beta_sigmas") and find_spec("scipy") is None:
-        raise ValueError(
-            f"The scheduler of {folder} spaces its steps by a beta distribution (use_beta_sigmas), which needs scipy; "
-            'install it with .venv/bin/pip install -c constraints.txt -e ".[beta]".'
-        )
 
 
 def open_pipeline(folder: Path, dtype: torch.dtype | dict[str, torch.dtype], **parts: Any) -> Any:

@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 
 from engine.builtin import WEIGHTS
-from engine.models.hub import commit_of, hub_folder
+from engine.hub import commit_of, hub_folder
+from engine.model_checks import require_source
 from engine.pipeline_folders import check_pipeline_folder
 from engine.settings import ModelName, ModelSettings
 
@@ -18,11 +19,7 @@ def model_folder(model: ModelSettings) -> Path:
 
     Raises ValueError, saying what to change, if it is no whole pipeline folder of that family or cannot be had.
     """
-    if model.folder is None and model.hub_id is None and model.name not in OWN_WEIGHTS:
-        raise ValueError(
-            f"The model {model.name} comes without weights; set model.folder to a folder that holds its diffusers "
-            "pipeline (with model_index.json), or model.hub_id to its name on the Hugging Face hub."
-        )
+    require_source(model)
     if model.hub_id is not None:
         folder = hub_folder(model.hub_id, model.revision)
     else:

@@ -18,15 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engine.models.lora_files import is_lora, merge_lora, read_lora
-from engine.pipeline_folders import read_index, tensor_shapes, weight_files
+from engine.models.lora_files import merge_lora, read_lora
+from engine.pipeline_folders import read_index, tensor_shapes
+from engine.starting_files import PART, StartingPointError, check_shapes, is_lora, transformer_files
 from engine.tensor_headers import Header, read_header
-
-PART = "transformer"
-
-
-class StartingPointError(ValueError):
-    """A starting point that does not fit, in a sentence."""
 
 
 def start_from(path: Path, transformer: Any, folder: Path) -> None:
@@ -44,7 +39,7 @@ def start_from(path: Path, transformer: Any, folder: Path) -> None:
         pipeline = getattr(diffusers, read_index(folder)["_class_name"])
         merge_lora(path, read_lora(path, header, transformer, pipeline), transformer)
     elif header.tensors.keys() == transformer.state_dict().keys():
-        _check_shapes(path, header, transformer)
+        check_shapes(path, header, _shapes_of(transformer))
         _copy_into(transformer, _tensors_of([path]))
     else:
         _start_from_original(path, transformer, folder)
@@ -52,14 +47,8 @@ def start_from(path: Path, transformer: Any, folder: Path) -> None:
 
 def _start_from_folder(path: Path, transformer: nn.Module) -> None:
     """Copy the weights of a diffusers transformer folder, or of the transformer of a pipeline folder."""
-    part = path / PART if (path / PART).is_dir() else path
-    files = weight_files(part)
-    if not files:
-        raise StartingPointError(
-            f"{path} holds no transformer (a config.json and diffusion_pytorch_model.safetensors); check "
-            "model.start_from."
-        )
-    _check_shapes(path, Header(tensor_shapes(files), {}), transformer)
+    files = transformer_files(path)
+    check_shapes(path, Header(tensor_shapes(files), {}), _shapes_of(transformer))
     _copy_into(transformer, _tensors_of(files))
 
 
@@ -87,20 +76,8 @@ def _start_from_original(path: Path, transformer: Any, folder: Path) -> None:
     _copy_into(transformer, state.items())
 
 
-def _check_shapes(path: Path, header: Header, transformer: nn.Module) -> None:
-    """Raise StartingPointError unless a file's tensors are all of the transformer's, in the same shapes."""
-    own = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
-    different = sorted(own.keys() ^ header.tensors.keys())
-    if different:
-        raise StartingPointError(
-            f"{path} is another model's transformer: {len(different)} names of tensors differ, such as {different[0]}."
-        )
-    for name, shape in own.items():
-        if header.tensors[name].shape != shape:
-            raise StartingPointError(
-                f"{path} is another model's transformer: {name} is {header.tensors[name].shape} in it and {shape} in "
-                "the base."
-            )
+def _shapes_of(transformer: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
 
 
 def _tensors_of(files: Iterable[Path]) -> Iterable[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from engine.servers.allowed import KEYS_VARIABLE, SERVERS_VARIABLE
 from engine.settings import RunSettings
 from engine.settings_text import parse_settings
+from store.permissions import Permissions
 from store.runs import create_run, get_run, list_runs
 from tests.app.conftest import Workbench
 from tests.app.test_pages import button, open_page, text_of
@@ -97,7 +98,8 @@ def test_a_form_left_as_it_is_keeps_every_option(workbench: Workbench, monkeypat
         # The judge's style has no answer here that it would take as a score.
         monkeypatch.setattr("engine.servers.check.judge", lambda *_: 0.5)
         with workbench.database.write() as session:
-            run_id = create_run(session, name="served", settings=settings).id
+            any_hub = Permissions(hub_models=("*",))
+            run_id = create_run(session, name="served", settings=settings, permissions=any_hub).id
         at = open_page("new_run", like=run_id)
         assert not at.error
         button(at, "Start the run").click().run()

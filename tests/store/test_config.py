@@ -23,6 +23,17 @@ def test_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert load_config().home == tmp_path / "here"
 
 
+def test_models_that_runs_may_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PALATE_HOME", str(tmp_path))
+    assert (load_config().model_roots, load_config().hub_models) == ((tmp_path / "models",), ("*",))
+    monkeypatch.setenv("PALATE_MODEL_FOLDERS", f"{tmp_path}/a b:{tmp_path}/c/../d:")
+    monkeypatch.setenv("PALATE_HUB_MODELS", "org/*, other/name")
+    assert load_config().model_roots == (tmp_path / "a b", tmp_path / "d")
+    assert load_config().hub_models == ("org/*", "other/name")
+    monkeypatch.setenv("PALATE_HUB_MODELS", "none")
+    assert load_config().hub_models == ()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
@@ -33,6 +44,8 @@ def test_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("PALATE_BROKER_URL", "kafka://x", "PALATE_BROKER_URL: use filesystem"),
         ("PALATE_LEASE_SECONDS", "5", "PALATE_HEARTBEAT_LOSS_SECONDS, and that below PALATE_LEASE_SECONDS"),
         ("PALATE_LEASE_SECONDS", "nan", "PALATE_LEASE_SECONDS: "),
+        ("PALATE_MODEL_FOLDERS", "models", "PALATE_MODEL_FOLDERS: name whole paths, apart by ':'"),
+        ("PALATE_HUB_MODELS", "org", "PALATE_HUB_MODELS: list ids such as"),
         ("PALATE_ENGINE_COMMAND", "python -m engine", "PALATE_ENGINE_COMMAND is not a JSON list"),
     ],
 )

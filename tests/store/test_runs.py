@@ -1,13 +1,17 @@
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from engine.builtin import WEIGHTS
 from engine.catalogue import EXPORT_INFO
 from engine.events import CheckpointSaved
 from engine.settings import RunSettings
 from store import jobs, presence, results, runs
 from store.config import Config
 from store.database import Database
+from store.permissions import Permissions
 from store.prompt_sets import create_prompt_set, parse_prompts
 from tests.installations import claim_run, queue_run, small_settings
 
@@ -36,15 +40,29 @@ def test_a_run_is_what_was_asked_for(either_database: Database) -> None:
     [
         ({"prompts": {"file": "/etc/passwd"}}, "upload a prompt set instead"),
         ({"prompts": {"evaluation_file": "/etc/passwd"}}, "upload a prompt set instead"),
-        ({"model": {"folder": "/etc"}}, "model.folder cannot be used here"),
-        ({"model": {"hub_id": "owner/name"}}, "model.hub_id cannot be used here"),
-        ({"model": {"start_from": "/etc/passwd"}}, "model.start_from cannot be used here"),
-        ({"model": {"name": "flux"}}, "The model flux comes without weights, and model.folder cannot be used here"),
+        ({"model": {"folder": "/etc"}}, "model.folder names /etc, which cannot be used here"),
+        ({"model": {"hub_id": "owner/name"}}, "none may be used here"),
+        ({"model": {"start_from": "/etc/passwd"}}, "model.start_from names /etc/passwd, which cannot be used here"),
+        ({"model": {"name": "flux"}}, "The model flux comes without weights"),
+        ({"rewards": [{"name": "hpsv2", "weights": "/etc"}]}, "names /etc, which cannot be used here"),
+        ({"rewards": [{"name": "function", "function": "os:getpid"}]}, "PALATE_REWARD_FUNCTIONS"),
     ],
 )
 def test_a_run_names_no_file_of_the_servers(database: Database, settings: dict[str, object], says: str) -> None:
+    """Unless the operator permits it: tests/store/test_permissions.py."""
     with pytest.raises(ValueError, match=says), database.write() as session:
         runs.create_run(session, name="x", settings=RunSettings.model_validate(settings))
+
+
+def test_a_run_keeps_the_whole_path_of_its_model(database: Database, tmp_path: Path) -> None:
+    shutil.copytree(WEIGHTS, tmp_path / "models" / "mine")
+    settings, permissions = small_settings(model={"folder": "mine"}), Permissions(model_roots=(tmp_path / "models",))
+    with database.write() as session:
+        run = runs.create_run(session, name="x", settings=settings, permissions=permissions)
+        assert runs.get_run(session, run.id).settings.model.folder == str(tmp_path / "models" / "mine")
+    (tmp_path / "models" / "mine" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"is not whole: vae/\*\.safetensors is missing"), database.write() as session:
+        runs.create_run(session, name="x", settings=settings, permissions=permissions)
 
 
 def test_a_prompt_set_that_is_gone(either_database: Database) -> None:
@@ -115,9 +133,7 @@ def test_workers_come_and_go(either_database: Database, either_config: Config) -
         assert presence.list_workers(session) == []
 
 
-def test_a_run_made_here_names_no_code_and_no_folder(database: Database) -> None:
-    function = RunSettings.model_validate({"rewards": [{"name": "function", "function": "os:getpid"}]})
+def test_the_operator_may_permit_functions(database: Database) -> None:
+    settings = RunSettings.model_validate({"rewards": [{"name": "function", "function": "os:getpid"}]})
     with database.write() as session:
-        with pytest.raises(ValueError, match=r"runs Python code.*PALATE_REWARD_FUNCTIONS"):
-            runs.create_run(session, name="mine", settings=function)
-        runs.create_run(session, name="mine", settings=function, functions_allowed=True)
+        runs.create_run(session, name="mine", settings=settings, permissions=Permissions(functions=True))

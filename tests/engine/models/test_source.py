@@ -14,8 +14,8 @@ import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from pydantic import ValidationError
 
+from engine import hub as hub_module
 from engine.models import base_in_words, load_model, model_folder, pinned
-from engine.models import hub as hub_module
 from engine.pinning import for_ranks, pin
 from engine.settings import ModelSettings, RunSettings
 from engine.settings_text import read_settings
@@ -95,6 +95,17 @@ def test_half_a_download_is_not_loaded(cache: Path, tiny_pipeline_folder: Path) 
     next((snapshot / "transformer").glob("*.safetensors")).unlink()
     with pytest.raises(ValueError, match=r"is not whole on this machine|holds no transformer/\*\.safetensors"):
         model_folder(ModelSettings(hub_id="org/tiny"))
+
+
+def test_a_hub_model_is_looked_up_before_a_launch(cache: Path, tiny_pipeline_folder: Path) -> None:
+    snapshot = put_in_cache(cache, "org/tiny", tiny_pipeline_folder)
+    assert hub_module.look_up("org/tiny", None, "sd3") == COMMIT
+    with pytest.raises(ValueError, match="org/tiny holds a StableDiffusion3Pipeline, but flux needs a FluxPipeline"):
+        hub_module.look_up("org/tiny", "main", "flux")
+    assert hub_module.cached_folder("org/tiny", None) == hub_module.cached_folder("org/tiny", COMMIT) == snapshot
+    next((snapshot / "transformer").glob("*.safetensors")).unlink()
+    assert hub_module.cached_folder("org/tiny", None) is None
+    assert hub_module.cached_folder("org/other", None) is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,7 +23,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from engine.pipeline_folders import CARD_NAME, INDEX_NAME, missing_files, part_names, read_index
+from engine.pipeline_folders import CARD_NAME, INDEX_NAME, check_class, missing_files, part_names, read_index
+from engine.settings import ModelName
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # What diffusers and transformers read of a part; nothing that is code or a pickle.
@@ -67,6 +68,23 @@ def hub_folder(hub_id: str, revision: str | None) -> Path:
             "pickles only, which are not read. Choose another, or convert it to safetensors."
         )
     return folder
+
+
+def cached_folder(hub_id: str, revision: str | None) -> Path | None:
+    """The same folder if the cache holds it whole; nobody is asked."""
+    found = try_to_load_from_cache(hub_id, INDEX_NAME, revision=revision)
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    return None if missing_files(folder) else folder
+
+
+def look_up(hub_id: str, revision: str | None, name: ModelName) -> str:
+    """The commit that a revision is at now, of a pipeline of that family. Fetches its index. Raises ValueError."""
+    commit = commit_of(hub_id, revision)
+    index = Path(_ask(hub_id, revision, lambda: hf_hub_download(hub_id, INDEX_NAME, revision=commit)))
+    check_class(read_index(index.parent), name, hub_id)
+    return commit
 
 
 def _ask(hub_id: str, revision: str | None, question: Callable[[], Got]) -> Got:

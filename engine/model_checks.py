@@ -1,0 +1,67 @@
+"""What can be told of a run's model before it is loaded: from its files' headers and the settings (free of torch)."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from engine.catalogue import MODEL_INFO
+from engine.family_defaults import takes_no_guidance
+from engine.hub import cached_folder
+from engine.pipeline_folders import check_pipeline_folder, read_json
+from engine.settings import ModelSettings, RunSettings
+from engine.starting_files import check_start
+
+
+def require_source(model: ModelSettings) -> None:
+    """Raise ValueError if the settings name no weights of a family that needs some."""
+    if model.folder is None and model.hub_id is None and MODEL_INFO[model.name].needs_folder:
+        raise ValueError(
+            f"The model {model.name} comes without weights; set model.folder to a folder that holds its diffusers "
+            "pipeline (with model_index.json), or model.hub_id to its name on the Hugging Face hub."
+        )
+
+
+def check_scheduler(folder: Path) -> None:
+    """Raise ValueError, saying what to install, if the scheduler bends its grid by a library that is not here."""
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    if config.get("use_beta_sigmas") and find_spec("scipy") is None:
+        raise ValueError(
+            f"The scheduler of {folder} spaces its steps by a beta distribution (use_beta_sigmas), which needs scipy; "
+            'install it with .venv/bin/pip install -c constraints.txt -e ".[beta]".'
+        )
+
+
+def folder_here(model: ModelSettings) -> Path | None:
+    """The pipeline folder a run would load, if it is on this machine: no hub is asked. None for Palate's own weights.
+
+    Whether it may be read is for the caller to know.
+    """
+    if model.hub_id is not None:
+        return cached_folder(model.hub_id, model.revision)
+    return Path(model.folder) if model.folder else None
+
+
+def check_model(settings: RunSettings) -> None:
+    """Raise ValueError, with a sentence, if a run's model could not be loaded, as far as files on this machine tell.
+
+    Everything the settings name is read, so call it only with what may be read.
+    """
+    model = settings.model
+    require_source(model)
+    folder = folder_here(model)
+    if folder is not None:
+        check_pipeline_folder(folder, model.name)
+        check_scheduler(folder)
+        _check_guidance(folder, settings)
+    if model.start_from is not None:
+        check_start(Path(model.start_from), folder)
+
+
+def _check_guidance(folder: Path, settings: RunSettings) -> None:
+    scales = (settings.sampling.guidance_scale, settings.evaluation.guidance_scale)
+    if max(scales) > 1 and takes_no_guidance(folder, settings.model.name):
+        raise ValueError(
+            f"The guidance scale is {max(scales):g}, but {folder.name} is distilled and takes none; set "
+            "sampling.guidance_scale and evaluation.guidance_scale to 1."
+        )
