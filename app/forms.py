@@ -33,6 +33,8 @@ MAIN_SETTINGS: tuple[MainSetting, ...] = (
     MainSetting("grpo.prompts_per_iteration", "Prompts an iteration"),
     MainSetting("grpo.group_size", "Images a prompt"),
     MainSetting("sampling.num_steps", "Denoising steps"),
+    MainSetting("sampling.guidance_scale", "Guidance in training"),
+    MainSetting("evaluation.guidance_scale", "Guidance in the gallery"),
     MainSetting("window.size", "Window (stochastic steps)"),
     MainSetting("optimiser.learning_rate", "Learning rate"),
     MainSetting("tuning.rank", "LoRA rank"),
@@ -84,13 +86,16 @@ def draw(setting: MainSetting, default: Any, key: str) -> Any:
     return st.text_input(setting.label, str(default), help=shape.help, key=key, bind="query-params")
 
 
-def place_of(name: str, options: Sequence[str]) -> int:
-    """The place of the option that the page's address gives for `name`; the first, where it gives none.
+def place_of(name: str, options: Sequence[str], usual: str | None = None) -> int:
+    """The place of the option that the page's address gives for `name`; where it gives none, the usual or first one's.
 
     Streamlit's own binding writes an option's label into the address; names and ids of ours survive a new label.
     """
     wanted = st.query_params.get(name)
-    return options.index(wanted) if wanted in options else 0
+    for option in (wanted, usual):
+        if option in options:
+            return options.index(option)
+    return 0
 
 
 def keep_in_address(name: str, key: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from engine.catalogue import REWARD_INFO
+from engine.catalogue import MODEL_INFO, REWARD_INFO
+from engine.settings import ModelSettings
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -51,6 +53,14 @@ def size(num_bytes: int) -> str:
 def count(number: int, one: str, many: str = "") -> str:
     """A number with its noun: "1 prompt", "2,000 prompts"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def model_title(model: ModelSettings) -> str:
+    """The model's title in the catalogue, with its folder's or its hub's name, and what it was started from."""
+    named = model.hub_id or (Path(model.folder).name if model.folder else None)
+    title = MODEL_INFO[model.name].title
+    text = f"{title}, {named}" if named else title
+    return f"{text}, started from {Path(model.start_from).name}" if model.start_from else text
 
 
 def reward_title(name: str) -> str:

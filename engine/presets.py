@@ -18,11 +18,12 @@ from engine.settings import (
 
 @dataclass(frozen=True)
 class Preset:
-    """A named recipe, with a line to choose it by."""
+    """A named recipe, with a line to choose it by; `builtin`: tuned for the built-in model, and for it alone."""
 
     title: str
     help: str
     make: Callable[[], RunSettings]
+    builtin: bool = False
 
 
 def mixgrpo() -> RunSettings:
@@ -139,15 +140,17 @@ def _builtin(iterations: int) -> dict[str, Any]:
 
 PRESETS: dict[str, Preset] = {
     "builtin_balance": Preset(
-        "Built-in: balance", "Vividness and composition together: a quarter of an hour on two cores.", builtin_balance
+        "Built-in: balance", "Vividness and composition together: a quarter of an hour on two cores.", builtin_balance,
+        builtin=True,
     ),
     "builtin_vividness": Preset(
-        "Built-in: vividness", "Vividness alone: fast, and a lesson in reward hacking.", builtin_vividness
+        "Built-in: vividness", "Vividness alone: fast, and a lesson in reward hacking.", builtin_vividness, builtin=True
     ),
     "builtin_composition": Preset(
         "Built-in: composition",
         "Scenes that show what the prompt asks, past what guidance reaches.",
         builtin_composition,
+        builtin=True,
     ),
     "mixgrpo": Preset("MixGRPO", "The paper's recipe: a window of 4 stochastic steps that moves on.", mixgrpo),
     "mixgrpo_flash": Preset(

@@ -1,6 +1,6 @@
 """A new run: what to start from, prompts, rewards, the main settings; all settings as text behind one door.
 
-/new?preset=…&prompts=…, or /new?like=RUN to start from an earlier run's settings. The form lives in the address.
+/new?model=…&preset=…&prompts=…, or /new?like=RUN to start from an earlier run's settings. The form lives there.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import words
 from app.connection import config, database
@@ -22,37 +23,45 @@ from app.forms import (
     value_at,
     with_values,
 )
-from engine.catalogue import MODEL_INFO
+from app.model_form import choose_family, draw_model, suited
+from engine.hub import look_up
+from engine.model_checks import check_model, folder_here
 from engine.presets import PRESETS
 from engine.servers.check import check_server
-from engine.settings import RunSettings
+from engine.settings import ModelName, RunSettings
 from engine.settings_text import SettingsError, from_yaml, parse_settings
 from store.permissions import Permissions
 from store.prompt_sets import list_prompt_sets
-from store.runs import create_run, get_run, job_of
+from store.runs import RunDetail, create_run, get_run, job_of
 from workers.queue import ring
 
 BUILT_IN = "built-in"
 COLUMNS = 3
 
 
-def choose_start() -> tuple[str, str, RunSettings]:
-    """What the form starts from: a short key for its widgets, a title, and the settings."""
+def earlier_run() -> RunDetail | None:
+    """The run that the address names to start from, if there is such a run."""
     like = st.query_params.get("like")
-    if like:
-        with database().read() as session:
-            run = get_run(session, like)
-        if run is not None:
-            with st.container(horizontal=True, vertical_alignment="center"):
-                st.markdown("Starting from the settings of")
-                st.page_link("views/run.py", label=run.name, query_params={"id": run.id}, width="content")
-                if st.button("Start from a preset instead", type="tertiary"):
-                    st.switch_page("views/new_run.py")
-            return run.id[:6], run.name, run.settings
+    if not like:
+        return None
+    with database().read() as session:
+        return get_run(session, like)
+
+
+def choose_start(earlier: RunDetail | None, family: ModelName) -> tuple[str, str, RunSettings]:
+    """What the form starts from: a short key for its widgets, a title, and the settings."""
+    if earlier is not None:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown("Starting from the settings of")
+            st.page_link("views/run.py", label=earlier.name, query_params={"id": earlier.id}, width="content")
+            if st.button("Start from a preset instead", type="tertiary"):
+                st.switch_page("views/new_run.py")
+        return earlier.id[:6], earlier.name, earlier.settings
+    names = [name for name, preset in PRESETS.items() if family == "builtin" or not preset.builtin]
     name = st.radio(
-        "Start from", list(PRESETS), place_of("preset", list(PRESETS)), format_func=lambda known: PRESETS[known].title,
-        captions=[preset.help for preset in PRESETS.values()], horizontal=True,
-        key="preset-choice", on_change=keep_in_address, args=("preset", "preset-choice"),
+        "Start from", names, place_of("preset", names), format_func=lambda known: PRESETS[known].title,
+        captions=[PRESETS[name].help for name in names], horizontal=True,
+        key=f"preset-choice-{family}", on_change=keep_in_address, args=("preset", f"preset-choice-{family}"),
     )
     return name, PRESETS[name].title, PRESETS[name].make()
 
@@ -71,8 +80,10 @@ def choose_prompts() -> str | None:
     return None if chosen == BUILT_IN else chosen
 
 
-def draw_form(start: RunSettings, key: str) -> RunSettings:
-    """Rewards and main settings as widgets; returns valid settings. Raises SettingsError."""
+def draw_form(start: RunSettings, family: ModelName, key: str, model_place: DeltaGenerator) -> RunSettings:
+    """Model, rewards and main settings as widgets; returns valid settings. Raises SettingsError."""
+    with model_place:
+        start, key = draw_model(start, family, key)
     st.subheader("Rewards", anchor=False)
     rewards = draw_rewards(start, key)
     st.subheader("Main settings", anchor=False)
@@ -86,33 +97,72 @@ def draw_form(start: RunSettings, key: str) -> RunSettings:
 
 def draw_text(start: str, key: str) -> RunSettings:
     """All settings as YAML; returns valid settings. Raises SettingsError."""
-    st.caption("Everything a run is told, as `palate train` reads it. Keys that are left out keep their defaults.")
-    text = st.text_area("Settings", start, height=520, key=f"{key}-yaml", label_visibility="collapsed")
+    st.caption("Everything a run is told, as `palate train` reads it. Keys that are left out keep their defaults; a "
+               "model's folder may be named as it is seen from the model folders.")
+    uploaded = st.file_uploader("Read a settings.yaml", type=["yaml", "yml"], key=f"{key}-upload", max_upload_size=1)
+    # Another file is another text: the field must not keep what was typed into the last.
+    name = f"{key}-yaml" if uploaded is None else f"{key}-yaml-{uploaded.file_id}"
+    text = st.text_area("Settings", start if uploaded is None else decoded(uploaded.getvalue()), height=520, key=name,
+                        label_visibility="collapsed")
     return from_yaml(text or "")
 
 
-def draw_settings(start: RunSettings, key: str) -> RunSettings | None:
-    """The form, or the advanced text in its place; None, with the reasons shown, while they are not valid."""
-    advanced = st.session_state.get(f"{key}-advanced", False)
+def decoded(data: bytes) -> str:
+    """An uploaded settings file as text. Raises SettingsError."""
     try:
-        if advanced:
-            settings = draw_text(st.session_state.get(f"{key}-drawn", start.to_yaml()), key)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"The file is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+def draw_settings(
+    start: RunSettings, family: ModelName, key: str, model_place: DeltaGenerator
+) -> RunSettings | None:
+    """The form, its model's part in a place of its own, or the advanced text instead.
+
+    None, with the reasons shown, while they are not valid.
+    """
+    door = f"{key}-{family}"
+    try:
+        if st.session_state.get(f"{door}-advanced", False):
+            drawn = st.session_state.get(f"{door}-drawn") or suited(start, family).to_yaml()
+            settings = draw_text(drawn, door)
         else:
-            settings = draw_form(start, key)
+            settings = draw_form(start, family, key, model_place)
             # The door opens on what the form says now.
-            st.session_state[f"{key}-drawn"] = settings.to_yaml()
+            st.session_state[f"{door}-drawn"] = settings.to_yaml()
     except SettingsError as error:
         settings = None
         for sentence in str(error).splitlines():
             st.error(sentence, icon=":material/error:")
-    st.toggle("Advanced: edit all settings as text", key=f"{key}-advanced",
+    st.toggle("Advanced: edit all settings as text", key=f"{door}-advanced",
               help="Shows every setting as YAML. Going back to the form drops the changes made in the text.")
     return settings
 
 
-def launch(name: str, settings: RunSettings, prompt_set_id: str | None) -> None:
-    """Try its rewards' servers, make the run, ring for a worker, and go to its page; or say what is wrong."""
+def permitted(settings: RunSettings) -> RunSettings | None:
+    """The settings with whole paths, if their model may and can be used; None, with the reason shown, if not."""
     try:
+        allowed = Permissions.of(config()).checked(settings)
+        check_model(allowed)
+        memory(allowed, folder_here(allowed.model))
+    except ValueError as error:
+        st.error(str(error), icon=":material/error:")
+        return None
+    return allowed
+
+
+def launch(name: str, settings: RunSettings, prompt_set_id: str | None) -> None:
+    """Ask the model's hub and the rewards' servers, make the run, ring, and go to its page; or say what is wrong.
+
+    The commit that a hub's revision is at now is the run's, however the branch moves.
+    """
+    model = settings.model
+    try:
+        if model.hub_id is not None:
+            with st.spinner("Asking the model's hub…"):
+                commit = look_up(model.hub_id, model.revision, model.name)
+            settings = settings.model_copy(update={"model": model.model_copy(update={"revision": commit})})
         with st.spinner("Asking the rewards' servers…"):
             for reward in settings.rewards:
                 check_server(reward)
@@ -132,42 +182,46 @@ def draw_page() -> None:
     st.header("New run", anchor=False)
     choices, summary = st.columns([2.7, 1], gap="large")
     with choices:
-        key, title, start = choose_start()
+        earlier = earlier_run()
         model, prompts = st.columns(2, gap="medium")
         with model:
-            # A run made here may name no folder of the server's (store/runs.py).
-            names = [name for name, info in MODEL_INFO.items() if not info.needs_folder]
-            chosen = st.selectbox("Model", names, names.index(start.model.name), key=f"{key}-model",
-                                  format_func=lambda known: MODEL_INFO[known].title)
-            st.caption(MODEL_INFO[chosen].help)
+            family = choose_family(earlier.settings.model.name if earlier else "builtin")
         with prompts:
             prompt_set_id = choose_prompts()
-        settings = draw_settings(parse_settings(with_values(start, {"model.name": chosen})), key)
+        model_place = st.container()
+        key, title, start = choose_start(earlier, family)
+        settings = draw_settings(start, family, key, model_place)
+        allowed = None if settings is None else permitted(settings)
     with summary, st.container(border=True):
         st.subheader("Launch", anchor=False)
         name = st.text_input("Name", title, key=f"{key}-name", bind="query-params", max_chars=120)
-        if settings is None:
+        if allowed is None:
             st.caption("Something in the settings needs a change before the run can start.")
         else:
-            draw_summary(settings, prompt_set_id)
-        if st.button("Start the run", type="primary", icon=":material/rocket_launch:", disabled=settings is None,
+            draw_summary(allowed, prompt_set_id)
+        if st.button("Start the run", type="primary", icon=":material/rocket_launch:", disabled=allowed is None,
                      width="stretch"):
-            assert settings is not None
-            launch(name or "", settings, prompt_set_id)
+            assert allowed is not None
+            launch(name or "", allowed, prompt_set_id)
 
 
 def draw_summary(settings: RunSettings, prompt_set_id: str | None) -> None:
     """What the run will do and what may surprise."""
     st.caption(estimate(settings))
-    if settings.compute.device != "cpu" and memory(settings):
-        st.caption(memory(settings))
+    if settings.compute.device != "cpu":
+        st.caption(memory(settings, folder_here(settings.model)) or "How much memory it takes is told in the run's log "
+                   "once the model is here: it is downloaded first.")
     total = sum(reward.weight for reward in settings.rewards)
     st.markdown("  \n".join(
         f"{words.reward_title(reward.key)}: " + (f"{100 * reward.weight / total:.0f} % of the mix" if reward.weight
                                                    else "measured only")
         for reward in settings.rewards
     ))
-    if prompt_set_id and any(reward.name == "composition" for reward in settings.rewards):
+    if not any(reward.name == "composition" for reward in settings.rewards):
+        return
+    if settings.model.name != "builtin":
+        st.caption("Composition judges the built-in model's flat scenes; what other models draw hardly ever passes.")
+    elif prompt_set_id:
         st.caption("Composition can only judge prompts that are worded like the built-in ones, such as "
                    "“a red circle left of a blue square”.")
 

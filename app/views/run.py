@@ -35,7 +35,7 @@ def draw_heading(run: RunDetail) -> None:
         draw_actions(run)
     prompts = run.prompt_set_name or "built-in prompts"
     rewards = ", ".join(words.reward_title(reward.key) for reward in run.settings.rewards)
-    st.caption(f"{rewards} · {prompts} · made {words.ago(run.created_at)}")
+    st.caption(f"{words.model_title(run.settings.model)} · {rewards} · {prompts} · made {words.ago(run.created_at)}")
 
 
 def draw_status(run_id: str, drawn: tuple[str, bool]) -> None:

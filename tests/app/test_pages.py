@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine.catalogue import EXPORT_INFO, MODEL_INFO
+from engine.catalogue import EXPORT_INFO
 from engine.prompt_files import MAX_HELD_OUT
 from store.prompt_sets import list_prompt_sets
 from store.results import exports_of
@@ -130,13 +130,6 @@ def test_preset_is_launched_as_it_is(workbench: Workbench) -> None:
     assert run is not None
     assert (run.name, run.state) == (PRESETS[name].title, "queued")
     assert run.settings == PRESETS[name].make()
-
-
-def test_only_models_that_can_start_here_are_offered(workbench: Workbench) -> None:
-    at = open_page("new_run")
-    offered = next(field for field in at.selectbox if field.label == "Model")
-    assert offered.options == [info.title for info in MODEL_INFO.values() if not info.needs_folder]
-    assert len(offered.options) < len(MODEL_INFO)
 
 
 def test_mistakes_in_the_form_are_said_in_place(workbench: Workbench) -> None:
