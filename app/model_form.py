@@ -77,13 +77,12 @@ def suited(start: RunSettings, family: ModelName, *, distilled: bool = False) ->
 def _draw_weights(given: ModelSettings, family: ModelName, key: str) -> dict[str, Any]:
     """Where the weights are: folder, hub_id and revision."""
     info = MODEL_INFO[family]
-    found = library(config().model_roots).of_family(family)
     places = [OWN] if not info.needs_folder else []
-    places += [FOLDER] if info.needs_folder or found or given.folder else []
+    places += [FOLDER] if info.needs_folder or given.folder else []
     places += [HUB] if (info.needs_folder and config().hub_models) or given.hub_id else []
     if places == [OWN]:
         return {"folder": None, "hub_id": None, "revision": None}
-    usual = HUB if given.hub_id else FOLDER if given.folder or (found and info.needs_folder) else places[0]
+    usual = HUB if given.hub_id else FOLDER if given.folder else places[0]
     name = f"{key}-{family}-weights"
     place = st.radio("Weights", places, place_of("weights", places, usual), horizontal=True, key=name,
                      format_func=lambda each: _PLACES[each], on_change=keep_in_address, args=("weights", name))

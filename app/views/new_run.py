@@ -191,10 +191,10 @@ def draw_page() -> None:
         model_place = st.container()
         key, title, start = choose_start(earlier, family)
         settings = draw_settings(start, family, key, model_place)
-        allowed = None if settings is None else permitted(settings)
     with summary, st.container(border=True):
         st.subheader("Launch", anchor=False)
         name = st.text_input("Name", title, key=f"{key}-name", bind="query-params", max_chars=120)
+        allowed = None if settings is None else permitted(settings)
         if allowed is None:
             st.caption("Something in the settings needs a change before the run can start.")
         else:

@@ -1,3 +1,4 @@
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -7,16 +8,18 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from engine.builtin import WEIGHTS
 from engine.prompt_files import read_prompts
 from engine.settings_text import read_settings
 from store import files, jobs, results, runs
 from store.config import Config
 from store.database import Database
 from store.jobs import Fenced, Lease
+from store.permissions import Permissions
 from store.prompt_sets import create_prompt_set, parse_prompts
 from store.runs import RunDetail
 from store.schema import upgrade
-from tests.installations import claim_run, fake_engine, make_config, queue_run
+from tests.installations import claim_run, fake_engine, make_config, queue_run, small_settings
 from tests.workers.fake_engine import reward_at
 from workers.supervisor import Supervisor
 
@@ -94,6 +97,28 @@ def test_a_run_from_beginning_to_end(home: Path) -> None:
     assert found.finished_at is not None
     assert_whole(installation, run_id)
     assert "info: A worker starts the run." in installation.log(run_id)
+
+
+def test_a_worker_reads_no_model_that_its_operator_does_not_list(home: Path, tmp_path: Path) -> None:
+    """The list may be another worker's, or have changed, or a link may lead elsewhere since the launch."""
+    installation = Installation(home)
+    model = tmp_path / "models" / "one"
+    shutil.copytree(WEIGHTS, model)
+    permissions = Permissions(model_roots=(tmp_path / "models",))
+    with installation.database.write() as session:
+        settings = small_settings(model={"folder": str(model)})
+        run_id = runs.create_run(session, name="x", settings=settings, permissions=permissions).id
+        job_id = runs.job_of(session, run_id)
+    installation.supervise(job_id)
+    found = installation.detail(run_id)
+    assert (found.state, found.attempt) == ("failed", 1)
+    assert found.error is not None and "outside the model folders of this workbench" in found.error
+
+    installation.config = installation.config.model_copy(update={"model_folders": (tmp_path / "models",)})
+    with installation.database.write() as session:
+        runs.retry_run(session, run_id)
+    installation.supervise(job_id)
+    assert installation.detail(run_id).state == "done"
 
 
 def test_prompts_of_a_set_reach_the_engine(home: Path) -> None:
