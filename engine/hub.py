@@ -29,7 +29,7 @@ from engine.settings import ModelName
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # What diffusers and transformers read of a part; nothing that is code or a pickle.
 _SUFFIXES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-_NOT_NEEDED = ("*.fp16.*", "*.fp8.*", "*.non_ema.*")
+_NOT_NEEDED = ("*.fp16*", "*.bf16*", "*.fp8*", "*.non_ema*")
 
 Got = TypeVar("Got")
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from engine.catalogue import MODEL_INFO
 from engine.family_defaults import takes_no_guidance
 from engine.hub import cached_folder
-from engine.pipeline_folders import check_pipeline_folder, read_json
+from engine.pipeline_folders import check_pipeline_folder, read_index, read_json
 from engine.settings import ModelSettings, RunSettings
 from engine.starting_files import check_start
+
+_EULER = "FlowMatchEulerDiscreteScheduler"
 
 
 def require_source(model: ModelSettings) -> None:
@@ -23,13 +27,37 @@ def require_source(model: ModelSettings) -> None:
 
 
 def check_scheduler(folder: Path) -> None:
-    """Raise ValueError, saying what to install, if the scheduler bends its grid by a library that is not here."""
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    """Raise ValueError, saying what to do, unless the scheduler takes Euler's steps of flow matching, and can here."""
+    config, index = read_json(folder / "scheduler" / "scheduler_config.json"), read_index(folder)
+    kind = index["scheduler"][1]
+    if kind != _EULER and not (index["_class_name"] == "SanaPipeline" and _solves_flow(kind, config)):
+        raise ValueError(
+            f"The scheduler of {folder} is a {kind}, set to something else than flow matching by Euler's steps; save "
+            f"the pipeline with a {_EULER}."
+        )
+    for name in ("invert_sigmas", "stochastic_sampling"):
+        if config.get(name):
+            raise ValueError(
+                f"The scheduler of {folder} has {name}, which leads no plain way from noise to an image; set it to "
+                "false in its scheduler/scheduler_config.json."
+            )
     if config.get("use_beta_sigmas") and find_spec("scipy") is None:
         raise ValueError(
             f"The scheduler of {folder} spaces its steps by a beta distribution (use_beta_sigmas), which needs scipy; "
             'install it with .venv/bin/pip install -c constraints.txt -e ".[beta]".'
         )
+
+
+def _solves_flow(kind: str, config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler is the solver of published SANA folders, whose first order is Euler's steps."""
+    bends = ("use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas")
+    return (
+        kind == "DPMSolverMultistepScheduler"
+        and bool(config.get("use_flow_sigmas"))
+        and config.get("prediction_type") == "flow_prediction"
+        and config.get("algorithm_type", "dpmsolver++") == "dpmsolver++"
+        and not any(config.get(bend) for bend in bends)
+    )
 
 
 def folder_here(model: ModelSettings) -> Path | None:

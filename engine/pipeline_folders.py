@@ -16,6 +16,7 @@ INDEX_NAME = "model_index.json"
 CARD_NAME = "README.md"
 _MAX_JSON_BYTES = 64 * 2**20
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_NEEDED = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")
 
 
 class PipelineFolderError(ValueError):
@@ -26,6 +27,7 @@ def check_pipeline_folder(folder: Path, name: ModelName) -> None:
     """Raise PipelineFolderError, with a sentence, unless the folder holds a whole pipeline of that family."""
     check_class(read_index(folder), name, str(folder))
     check_whole(folder)
+    _check_parts(folder)
 
 
 def check_class(index: dict[str, Any], name: ModelName, place: str) -> None:
@@ -59,6 +61,26 @@ def check_whole(folder: Path) -> None:
     raise PipelineFolderError(
         f"{folder} is not whole: {missing[0]} is missing{more}; download or copy it again."
     )
+
+
+def _check_parts(folder: Path) -> None:
+    """Raise ValueError, with a sentence, if a whole pipeline folder lacks a part it needs, or a file is cut.
+
+    Stable Diffusion 3 may go without T5; all else that encodes prompts or draws is needed.
+    """
+    index = read_index(folder)
+    parts = part_names(index)
+    without = {"text_encoder_3", "tokenizer_3"} if "text_encoder_3" not in parts else set()
+    for name, entry in index.items():
+        if isinstance(entry, list) and name not in parts and name.startswith(_NEEDED) and name not in without:
+            raise PipelineFolderError(
+                f"{folder} has no {name} ({INDEX_NAME} says null), and prompts cannot be drawn without; choose a whole "
+                "pipeline."
+            )
+    for name in parts:
+        for config in (folder / name).glob("*config.json"):
+            read_json(config)
+        tensor_shapes(weight_files(folder / name))
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -116,7 +138,7 @@ def _holds_weights(part: Path) -> bool:
 
 def weight_files(part: Path) -> list[Path]:
     """A network's safetensors files, shards as their index names them, there or not; no variants such as fp16."""
-    indices = sorted(path for path in part.glob("*.safetensors.index.json") if ".fp16." not in path.name)
+    indices = [path for path in sorted(part.glob("*.safetensors.index.json")) if not _is_variant(path)]
     if indices:
         shards = read_json(indices[0]).get("weight_map")
         if not isinstance(shards, dict):
@@ -125,7 +147,12 @@ def weight_files(part: Path) -> list[Path]:
         if any(Path(name).name != name for name in names):
             raise PipelineFolderError(f"{indices[0]} names files outside its folder, so it is not read.")
         return [part / name for name in sorted(names)]
-    return sorted(path for path in part.glob("*.safetensors") if ".fp16." not in path.name)
+    return [path for path in sorted(part.glob("*.safetensors")) if not _is_variant(path)]
+
+
+def _is_variant(path: Path) -> bool:
+    """Whether a file holds weights of a variant, which its name tells before the ending: model.fp16.safetensors."""
+    return "." in path.name.partition(".safetensors")[0]
 
 
 def tensor_shapes(files: Sequence[Path]) -> dict[str, TensorShape]:

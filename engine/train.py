@@ -116,21 +116,19 @@ def _train(run: Run, should_stop: Callable[[], bool]) -> Finished:
         _evaluate(run)
     while run.step < settings.iterations:
         if ranks.any(should_stop()):
-            save(run)
+            if run.step > run.first_step:
+                save(run)
             return _finish(run, "stopped")
-        wrong = _iterate(run)
+        _iterate(run)
         last = run.step == settings.iterations
         if last or run.step % settings.evaluation.every == 0:
-            wrong += _evaluate(run)
-        if wrong and settings.guards.action == "stop":
-            stop(run, wrong[0])
+            _evaluate(run)
         if last or run.step % settings.checkpoints.every == 0:
             save(run)
     return _finish(run, "completed")
 
 
-def _iterate(run: Run) -> list[str]:
-    """One iteration, and its event; returns what the guards found."""
+def _iterate(run: Run) -> None:
     run.counter.take()
     with sampling_policy(run):
         batch = sample_and_score(run)
@@ -165,7 +163,7 @@ def _iterate(run: Run) -> list[str]:
     )
     # DiffusionNFT's sampler departs from the policy by design.
     drift = stats.drift if run.settings.method == "grpo" else 0.0
-    return _alarm(run, run.guards.after_iteration(drift, batch.diversity))
+    _alarm(run, run.guards.after_iteration(drift, batch.diversity))
 
 
 def sample_and_score(run: Run) -> Batch:
@@ -283,11 +281,12 @@ def _is_left_out(run: Run, loss: float, grad_norm: float) -> bool:
     return action == "skip"
 
 
-def _alarm(run: Run, sentences: list[str]) -> list[str]:
-    """Tell what the guards found, and return it."""
+def _alarm(run: Run, sentences: Sequence[str]) -> None:
+    """Tell what the guards found; raises ValueError where the run is to stop for it."""
     for sentence in sentences:
         warn(run, run.step, f"After iteration {run.step}: {sentence}")
-    return sentences
+    if sentences and run.settings.guards.action == "stop":
+        stop(run, sentences[0])
 
 
 def make_objective(run: Run, batch: Batch, selected: Tensor) -> Objective:
@@ -344,8 +343,7 @@ def _plan(run: Run, iteration: int) -> Plan:
 
 
 @torch.no_grad()
-def _evaluate(run: Run) -> list[str]:
-    """Draw and score the held-out prompts, and tell of it; returns what the guards found."""
+def _evaluate(run: Run) -> None:
     settings = run.settings
 
     def velocity_of(prompts: Sequence[str], guidance_scale: float) -> Velocity:
@@ -357,7 +355,7 @@ def _evaluate(run: Run) -> list[str]:
             step=run.step, out=run.out, sizes=run.sizes, ranks=run.ranks,
         )  # fmt: skip
     run.emit(drawn)
-    return _alarm(run, run.guards.after_evaluation(drawn.rewards))
+    _alarm(run, run.guards.after_evaluation(drawn.rewards))
 
 
 def _started(run: Run) -> Started:

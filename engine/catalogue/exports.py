@@ -27,7 +27,6 @@ class ExportInfo:
 PUBLISHED = frozenset(
     {"builtin", "flux", "flux2", "flux2_klein", "sd3", "chroma", "lumina2", "qwen_image", "z_image"}
 )
-COMFYUI = PUBLISHED | {"hunyuan_image"}
 EXPORT_INFO: dict[str, ExportInfo] = {
     "diffusers": ExportInfo(
         "diffusers",
@@ -38,7 +37,7 @@ EXPORT_INFO: dict[str, ExportInfo] = {
         "ComfyUI LoRA",
         "The LoRA for ComfyUI's Load LoRA node: the published checkpoint's layer names, the scale in the file.",
         {"lora": "comfyui_lora.safetensors"},
-        COMFYUI,
+        PUBLISHED,
     ),
     "kohya": ExportInfo(
         "kohya LoRA",

@@ -48,14 +48,13 @@ class Chroma(PipelineModel):
             predicted = self.transformer(
                 hidden_states=tokens,
                 encoder_hidden_states=text["tokens"],
-                timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
+                timestep=self._times(latents, sigma) / 1000,
                 img_ids=token_positions(height, width, latents.device),
                 txt_ids=torch.zeros(text["tokens"].shape[1], 3, device=latents.device),
                 attention_mask=mask,
                 return_dict=False,
             )[0]
         return from_tokens(predicted, height, width, self.packed)
-
 
 
 def _masked(mask: Tensor) -> Mend:

@@ -48,13 +48,13 @@ class Flux(PipelineModel):
 
         Raises ValueError for a scale above 1 if the model takes none.
         """
-        batch, height, width = len(latents), latents.shape[2] // self.packed, latents.shape[3] // self.packed
+        height, width = latents.shape[2] // self.packed, latents.shape[3] // self.packed
         text = embeddings.rows(rows)
         predicted = self.transformer(
             hidden_states=to_tokens(latents, self.packed),
             encoder_hidden_states=text["tokens"],
             pooled_projections=text["pooled"],
-            timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
+            timestep=self._times(latents, sigma) / 1000,
             guidance=self._guidance(guidance_scale, latents),
             img_ids=token_positions(height, width, latents.device),
             txt_ids=torch.zeros(text["tokens"].shape[1], 3, device=latents.device),

@@ -82,11 +82,11 @@ class Flux2(PipelineModel):
     def _predict(
         self, latents: Tensor, sigma: float, text: Mapping[str, Tensor], guidance: Tensor | None = None
     ) -> Tensor:
-        batch, _, height, width = latents.shape
+        height, width = latents.shape[2:]
         predicted = self.transformer(
             hidden_states=to_tokens(latents, 1),
             encoder_hidden_states=text["tokens"],
-            timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
+            timestep=self._times(latents, sigma) / 1000,
             img_ids=functional.pad(token_positions(height, width, latents.device), (0, 1)),
             txt_ids=_text_ids(text["tokens"].shape[1], latents.device),
             guidance=guidance,

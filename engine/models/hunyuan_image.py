@@ -21,7 +21,7 @@ from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.checkpointing import mended_checkpoints
 from engine.models.masks import cut_padding
 from engine.models.pipeline_model import PipelineModel
-from engine.models.pipelines import latents_a_side, to_pixels
+from engine.models.pipelines import grid_of, to_pixels
 
 
 class HunyuanImage(PipelineModel):
@@ -36,6 +36,7 @@ class HunyuanImage(PipelineModel):
     """
 
     pipeline_class: type = HunyuanImagePipeline
+    packed = 1
     lora_targets: Sequence[str] = JOINT_ATTENTION_LORA_TARGETS
 
     def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
@@ -63,7 +64,7 @@ class HunyuanImage(PipelineModel):
         """The grid (T+1,) of a plain pipeline call: T equal steps, shifted as the scheduler's config says."""
         scheduler = self.pipeline.scheduler
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1])
-        return scheduler.sigmas.double().cpu()
+        return grid_of(scheduler)
 
     def velocity(
         self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
@@ -77,11 +78,10 @@ class HunyuanImage(PipelineModel):
     def _predict(
         self, latents: Tensor, sigma: float, text: Mapping[str, Tensor], guidance: Tensor | None = None
     ) -> Tensor:
-        time = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device) * 1000
         with mended_checkpoints(self.transformer):
             predicted = self.transformer(
                 hidden_states=latents,
-                timestep=time,
+                timestep=self._times(latents, sigma),
                 encoder_hidden_states=text["tokens"],
                 encoder_attention_mask=text["mask"],
                 encoder_hidden_states_2=text["glyphs"],
@@ -96,7 +96,3 @@ class HunyuanImage(PipelineModel):
         """uint8 images (N, H, W, 3)."""
         vae = self.pipeline.vae
         return to_pixels(vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0])
-
-    def _side_of(self, resolution: int | None) -> int:
-        """Latents a side of images of `resolution` pixels a side."""
-        return latents_a_side(resolution, self.pipeline.default_sample_size, self.pipeline.vae_scale_factor)

@@ -100,13 +100,37 @@ class PipelineModel:
         empty, full = self._predict(torch.cat([latents, latents]), sigma, embeddings.guided_rows(rows)).chunk(2)
         return empty, full
 
+    def _times(self, latents: Tensor, sigma: float) -> Tensor:
+        """The scheduler's times (B,) at σ, float32 and never truncated: σ·1000, or as many as its config says."""
+        times = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device)
+        return times * self.pipeline.scheduler.config.num_train_timesteps
+
     @property
     def _num_channels(self) -> int:
         """Channels C of the latents."""
         channels: int = self.transformer.config.in_channels
         return channels // self.packed**2 if self.takes_packed else channels
 
+    @property
+    def _own_side(self) -> int:
+        """Latents a side where the settings name no resolution."""
+        side: int = self.pipeline.default_sample_size
+        return side
+
+    @property
+    def _square(self) -> int:
+        """Pixels a side of the smallest image: those of a token."""
+        pixels: int = self.pipeline.vae_scale_factor * self.packed
+        return pixels
+
     def _side_of(self, resolution: int | None) -> int:
         """Latents a side of images of `resolution` pixels a side. Raises ValueError if the model cannot draw those."""
-        side: int = self.pipeline.default_sample_size
-        return side if resolution is None else resolution // self.pipeline.vae_scale_factor
+        if resolution is None:
+            return self._own_side
+        if resolution % self._square:
+            raise ValueError(
+                f"model.resolution is {resolution}, but this model draws multiples of {self._square} pixels a side; "
+                "choose one of those, or leave it empty."
+            )
+        side: int = resolution // self.pipeline.vae_scale_factor
+        return side

@@ -23,19 +23,19 @@ def load_pipeline(kind: type, folder: Path, settings: ModelSettings) -> Any:
 
     Images are decoded one at a time: a megapixel takes gigabytes. Raises ValueError if the folder holds another class.
     """
-    check_class(kind, folder, settings)
-    check_scheduler(folder)
+    check_folder(kind, folder, settings)
     weights = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     pipeline = open_pipeline(folder, {"default": weights, "vae": torch.float32})
     pipeline.vae.enable_slicing()
     return pipeline
 
 
-def check_class(kind: type, folder: Path, settings: ModelSettings) -> None:
-    """Raise ValueError, saying what to change, if a pipeline folder holds another class than a family needs."""
+def check_folder(kind: type, folder: Path, settings: ModelSettings) -> None:
+    """Raise ValueError, saying what to change, if a pipeline folder is of another class, or steps otherwise."""
     found = _index(folder).get("_class_name")
     if found != kind.__name__:
         raise ValueError(f"{folder} holds a {found}, but {settings.name} needs a {kind.__name__}; check model.folder.")
+    check_scheduler(folder)
 
 
 def open_pipeline(folder: Path, dtype: torch.dtype | dict[str, torch.dtype], **parts: Any) -> Any:
@@ -54,7 +54,19 @@ def open_pipeline(folder: Path, dtype: torch.dtype | dict[str, torch.dtype], **p
     )
     for name in set(unusable) - set(parts):
         pipeline.register_modules(**{name: AutoTokenizer.from_pretrained(folder / name, local_files_only=True)})
+    _check_filled(pipeline, folder)
     return pipeline
+
+
+def _check_filled(pipeline: Any, folder: Path) -> None:
+    """Raise ValueError if a file of weights held fewer tensors than the part's configuration asks for."""
+    for name, part in pipeline.components.items():
+        empty = [of for of, tensor in part.named_parameters() if tensor.is_meta] if isinstance(part, nn.Module) else []
+        if empty:
+            raise ValueError(
+                f"{folder / name} does not fit its own config.json: its weights lack {len(empty)} tensors, such as "
+                f"{empty[0]}; download or copy it again."
+            )
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -90,7 +102,19 @@ def resolution_shift(scheduler: Any, num_tokens: int) -> float:
 def shifted_sigmas(scheduler: Any, num_steps: int, mu: float) -> Tensor:
     """The grid (T+1,) from T equal steps of 1 to 1/T, then 0; shifted by μ, or else as the scheduler's config says."""
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / num_steps, num_steps), mu=mu)
-    return scheduler.sigmas.double().cpu()
+    return grid_of(scheduler)
+
+
+def grid_of(scheduler: Any) -> Tensor:
+    """The grid (T+1,) that a scheduler was set to, float64. Raises ValueError unless it falls, from at most 1 to 0."""
+    grid: Tensor = scheduler.sigmas.double().cpu()
+    if not (bool((grid.diff() < 0).all()) and float(grid[0]) <= 1 and float(grid[-1]) == 0):
+        raise ValueError(
+            f"The model's scheduler does not go from noise to image in {len(grid) - 1} steps: its σ are "
+            f"{', '.join(f'{sigma:g}' for sigma in grid.tolist()[:3])}, …; ask for more steps, or check its "
+            "scheduler/scheduler_config.json."
+        )
+    return grid
 
 
 @torch.no_grad()
@@ -103,18 +127,3 @@ def to_pixels(images: Tensor) -> np.ndarray:
     """uint8 images (N, H, W, 3) of an autoencoder's (N, 3, H, W) in [−1, 1]."""
     scaled = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return (scaled * 255).round().astype(np.uint8)
-
-
-def latents_a_side(resolution: int | None, own: int, pixels: int) -> int:
-    """Latents a side of images of `resolution` pixels a side, `pixels` a latent; `own` where None.
-
-    Raises ValueError if no whole latents fit.
-    """
-    if resolution is None:
-        return own
-    if resolution % pixels:
-        raise ValueError(
-            f"model.resolution is {resolution}, but this model draws multiples of {pixels} pixels a side; choose one "
-            "of those, or leave it empty."
-        )
-    return resolution // pixels

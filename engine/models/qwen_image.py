@@ -9,6 +9,7 @@ pipeline makes one forward with the prompts and one without, here both are one f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,11 @@ from torch import Tensor
 
 from engine.models.base import PromptEmbeddings
 from engine.models.pipeline_model import PipelineModel
-from engine.models.pipelines import (
-    to_pixels,
-)
+from engine.models.pipelines import to_pixels
 from engine.models.tokens import from_tokens, to_tokens
 
 _EMPTY_PROMPT = " "
+_MAX_TOKENS = inspect.signature(QwenImagePipeline.__call__).parameters["max_sequence_length"].default
 
 
 class QwenImage(PipelineModel):
@@ -49,7 +49,8 @@ class QwenImage(PipelineModel):
         return PromptEmbeddings(self._encode(list(prompts)), self._encode([_EMPTY_PROMPT]))
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        tokens, mask = self.pipeline.encode_prompt(prompts, device=self.device)
+        # A call cuts prompts shorter than encode_prompt does by itself.
+        tokens, mask = self.pipeline.encode_prompt(prompts, device=self.device, max_sequence_length=_MAX_TOKENS)
         if mask is None:  # the pipeline's word for "no padding"
             mask = torch.ones(tokens.shape[:2], device=tokens.device)
         return {"tokens": tokens, "mask": mask.bool()}
@@ -76,7 +77,7 @@ class QwenImage(PipelineModel):
             hidden_states=to_tokens(latents, self.packed),
             encoder_hidden_states=text["tokens"][:, :length],
             encoder_hidden_states_mask=None if bool(mask.all()) else mask,
-            timestep=torch.full((batch,), sigma, dtype=torch.float32, device=latents.device),
+            timestep=self._times(latents, sigma) / 1000,
             img_shapes=[[(1, height, width)]] * batch,
             return_dict=False,
         )[0]

@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.models.base import PromptEmbeddings
 from engine.models.masks import cut_padding
 from engine.models.pipeline_model import PipelineModel
-from engine.models.pipelines import latents_a_side, to_pixels
+from engine.models.pipelines import grid_of, to_pixels
 
 _INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
@@ -36,6 +36,7 @@ class Sana(PipelineModel):
     """
 
     pipeline_class: type = SanaPipeline
+    packed = 1
     lora_targets: Sequence[str] = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
         "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
@@ -53,7 +54,7 @@ class Sana(PipelineModel):
     def sigmas(self, num_steps: int) -> Tensor:
         """The scheduler's own grid (T+1,), as a plain pipeline call with num_inference_steps = T uses it."""
         self.pipeline.scheduler.set_timesteps(num_steps)
-        return self.pipeline.scheduler.sigmas.double().cpu()
+        return grid_of(self.pipeline.scheduler)
 
     def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
         predicted = self.transformer(
@@ -66,11 +67,9 @@ class Sana(PipelineModel):
         return predicted[:, : latents.shape[1]].float()  # a variance, where one was learned, comes after
 
     def _times(self, latents: Tensor, sigma: float) -> Tensor:
-        """The scheduler's times (B,) at σ, of a thousand."""
-        scheduler = self.pipeline.scheduler
-        times = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device)
-        times = times * scheduler.config.num_train_timesteps
-        return times if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else times.long()
+        """The scheduler's times (B,) at σ."""
+        times = super()._times(latents, sigma)
+        return times if isinstance(self.pipeline.scheduler, FlowMatchEulerDiscreteScheduler) else times.long()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -78,6 +77,8 @@ class Sana(PipelineModel):
         vae = self.pipeline.vae
         return to_pixels(vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0])
 
-    def _side_of(self, resolution: int | None) -> int:
-        """Latents a side of images of `resolution` pixels a side."""
-        return latents_a_side(resolution, self.transformer.config.sample_size, self.pipeline.vae_scale_factor)
+    @property
+    def _own_side(self) -> int:
+        """Latents a side that the transformer was trained at."""
+        side: int = self.transformer.config.sample_size
+        return side

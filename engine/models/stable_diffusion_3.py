@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.padding import count_padding, shorten_padding
 from engine.models.pipeline_model import PipelineModel
-from engine.models.pipelines import check_class, open_pipeline, resolution_shift
+from engine.models.pipelines import check_folder, grid_of, open_pipeline, resolution_shift
 from engine.settings import ModelSettings
 
 # Of SD3.5 medium: its first blocks have a second attention, of the image tokens alone.
@@ -48,7 +48,7 @@ class StableDiffusion3(PipelineModel):
         """The pipeline of `sd3`, or the built-in model's: so small that it needs none of the care for memory."""
         if settings.name == "sd3":
             return super().from_folder(folder, settings)
-        check_class(cls.pipeline_class, folder, settings)
+        check_folder(cls.pipeline_class, folder, settings)
         return cls(open_pipeline(folder, torch.float32), settings.resolution)
 
     @torch.no_grad()
@@ -68,7 +68,7 @@ class StableDiffusion3(PipelineModel):
         num_tokens = (self.latent_side // self.transformer.config.patch_size) ** 2
         is_shifted = scheduler.config.get("use_dynamic_shifting")
         scheduler.set_timesteps(num_steps, **({"mu": resolution_shift(scheduler, num_tokens)} if is_shifted else {}))
-        return scheduler.sigmas.double().cpu()
+        return grid_of(scheduler)
 
     def velocity(
         self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
@@ -80,9 +80,8 @@ class StableDiffusion3(PipelineModel):
         return super().velocity(latents, sigma, embeddings, rows, guidance_scale)
 
     def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
-        # The pipeline's timestep is float32(σ)·1000, never truncated to an integer.
-        time = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device) * 1000
-        return self.transformer(latents, text["tokens"], text["pooled"], time, return_dict=False)[0].float()
+        times = self._times(latents, sigma)
+        return self.transformer(latents, text["tokens"], text["pooled"], times, return_dict=False)[0].float()
 
     def _side_of(self, resolution: int | None) -> int:
         """Latents a side for images of `resolution` pixels a side."""

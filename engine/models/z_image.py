@@ -58,15 +58,13 @@ class ZImage(PipelineModel):
 
     def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
         lengths = text["mask"].sum(1).tolist()
-        time = 1 - torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device)
         images = self.transformer(
             list(latents.unsqueeze(2)),  # an image is a film of one frame
-            time,
+            (1000 - self._times(latents, sigma)) / 1000,
             [tokens[:length] for tokens, length in zip(text["tokens"], lengths, strict=True)],
             return_dict=False,
         )[0]
         return -torch.stack(list(images)).squeeze(2).float()
-
 
     @property
     def _num_channels(self) -> int:
@@ -74,10 +72,11 @@ class ZImage(PipelineModel):
         channels: int = self.transformer.in_channels
         return channels
 
-    def _side_of(self, resolution: int | None) -> int:
-        """Latents a side of images of `resolution` pixels a side."""
-        pixels: int = self.pipeline.vae_scale_factor
-        return (resolution or _SIDE) // pixels
+    @property
+    def _own_side(self) -> int:
+        """Latents a side where the settings name no resolution."""
+        side: int = _SIDE // self.pipeline.vae_scale_factor
+        return side
 
 
 def guidance_arguments(guidance_scale: float) -> dict[str, Any]:

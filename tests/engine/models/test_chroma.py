@@ -63,7 +63,7 @@ def test_a_beta_grid_without_scipy_names_what_to_install(tmp_path: Path, monkeyp
     pipeline = chroma()
     pipeline.scheduler.register_to_config(use_beta_sigmas=True)
     pipeline.save_pretrained(tmp_path)
-    monkeypatch.setattr("engine.models.pipelines.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.model_checks.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'needs scipy; install it with .* -e ".\[beta\]"'):
         load_model(ModelSettings(name="chroma", folder=str(tmp_path)))
 

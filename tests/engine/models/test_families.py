@@ -26,7 +26,17 @@ from engine.models.plain_calls import load_lora, lora_code, setup_code
 from engine.settings import ModelSettings, RunSettings
 from engine.train import train
 from engine.tuning import make_trainable
-from tests.engine.models.families import FAMILIES, PROMPTS, Family, call, difference, draw, open_model
+from tests.engine.models.families import (
+    FAMILIES,
+    MEASURED,
+    PROMPTS,
+    Family,
+    call,
+    difference,
+    draw,
+    open_model,
+    other_size,
+)
 
 # diffusers' own code: Chroma builds its positions by a name that has moved, SANA's scheduler copies as numpy 1 did.
 pytestmark = [
@@ -114,6 +124,22 @@ def test_draws_what_the_plain_pipeline_call_draws(name: str, scale: float, folde
     assert difference(drawn, expected) <= 1
     assert drawn.std() > 5, "the random model draws something to compare"
     assert difference(expected[0], call(family, pipeline, PROMPTS[1], 5, scale, seed=7)[0]) > 3, "it heeds the prompt"
+
+
+@pytest.mark.parametrize("name", {family.name: name for name, family in reversed(MEASURED.items())}.values())
+def test_it_does_so_in_another_size_and_with_a_scheduler_of_other_times(name: str, tmp_path: Path) -> None:
+    """Of 600 training steps instead of 1000, as a scheduler's configuration may have it."""
+    family = MEASURED[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        pipeline = other_size(family.make())
+    config = dict(pipeline.scheduler.config) | {"num_train_timesteps": 600}
+    pipeline.scheduler = type(pipeline.scheduler).from_config(config)
+    pipeline.save_pretrained(tmp_path)
+    model, scale = open_model(family, tmp_path), family.scales[-1]
+    drawn = draw(model, PROMPTS, 2, scale, seed=7)
+    assert difference(drawn, call(family, pipeline, PROMPTS, 2, scale, seed=7)) <= 1
+    assert drawn.std() > 5, "the random model draws something to compare"
 
 
 def test_guidance_changes_the_image(family: Family, folder: Path) -> None:

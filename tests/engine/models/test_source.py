@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from engine import hub as hub_module
 from engine.models import base_in_words, load_model, model_folder, pinned
+from engine.models.pipelines import open_pipeline
 from engine.pinning import for_ranks, pin
 from engine.settings import ModelSettings, RunSettings
 from engine.settings_text import read_settings
@@ -156,6 +157,49 @@ def test_only_what_a_pipeline_is_made_of_is_downloaded(
     assert there == {
         path.relative_to(tiny_pipeline_folder).as_posix() for path in tiny_pipeline_folder.rglob("*") if path.is_file()
     }
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_weights_that_are_cut_short(tiny_pipeline_folder: Path, tmp_path: Path, part: str) -> None:
+    folder = Path(shutil.copytree(tiny_pipeline_folder, tmp_path / "copy"))
+    weights = next((folder / part).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{weights.name} is not whole: it ends before its tensors do"):
+        model_folder(ModelSettings(folder=str(folder)))
+    weights.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=rf"{weights.name} is no safetensors file"):
+        model_folder(ModelSettings(folder=str(folder)))
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+@pytest.mark.parametrize("shards", ["10GB", "20KB"])
+def test_weights_of_a_variant_are_not_read(
+    tiny_pipeline_folder: Path, tmp_path: Path, variant: str, shards: str
+) -> None:
+    pipeline = open_pipeline(tiny_pipeline_folder, torch.float16)
+    pipeline.save_pretrained(tmp_path / "alone", variant=variant, max_shard_size=shards)
+    with pytest.raises(ValueError, match=r"/\*\.safetensors is missing"):
+        model_folder(ModelSettings(folder=str(tmp_path / "alone")))
+    both = Path(shutil.copytree(tiny_pipeline_folder, tmp_path / "both"))
+    shutil.copytree(tmp_path / "alone", both, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*config.json"))
+    read, plain = (load_model(ModelSettings(folder=str(folder))) for folder in (both, tiny_pipeline_folder))
+    state = plain.transformer.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in read.transformer.state_dict().items())
+
+
+@pytest.mark.parametrize("absent", ["tokenizer", "text_encoder_2", "tokenizer_3", "vae"])
+def test_a_part_that_is_missing_on_purpose_but_needed(tiny_pipeline_folder: Path, tmp_path: Path, absent: str) -> None:
+    folder = Path(shutil.copytree(tiny_pipeline_folder, tmp_path / "copy"))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {absent: [None, None]}))
+    with pytest.raises(ValueError, match=rf"has no {absent} \(model_index\.json says null\)"):
+        model_folder(ModelSettings(folder=str(folder)))
+    without_t5 = {"text_encoder_3": [None, None], "tokenizer_3": [None, None], "image_encoder": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index | without_t5))
+    model_folder(ModelSettings(folder=str(folder)))
+    (folder / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"scheduler_config\.json is not valid JSON"):
+        model_folder(ModelSettings(folder=str(folder)))
 
 
 def test_another_familys_pipeline(tiny_pipeline_folder: Path, tiny_flux_folders: dict[str, Path]) -> None:
