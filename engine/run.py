@@ -39,7 +39,7 @@ _SECONDS_BETWEEN_WORDS = 5.0
 
 @dataclass
 class Run:
-    """Everything a run holds between iterations; `step` counts the finished ones.
+    """Everything a run holds between iterations; `step` counts the finished ones, of which `saved_step` are saved.
 
     average: the weights that are evaluated and exported, where they are averaged. sampler: those that draw the images,
     where another policy than the one in training does (DiffusionNFT). sizes: images at a time, by phase.
@@ -65,6 +65,7 @@ class Run:
     step: int = 0
     begun: float = field(default_factory=time.perf_counter)
     first_step: int = 0
+    saved_step: int = 0
 
 
 class ForwardCounter:
@@ -184,10 +185,14 @@ def sampling_policy(run: Run) -> Iterator[None]:
 
 
 def save(run: Run) -> None:
-    """Save a checkpoint and say so. Raises DiskFullError; the newest complete checkpoint is then untouched.
+    """Save a checkpoint and say so, unless there is one of this step; nothing before the first iteration.
 
-    Every rank gives its part of the weights, and the main one saves.
+    Every rank gives its part of the weights, and the main one saves. Raises DiskFullError; the newest complete
+    checkpoint is then untouched.
     """
+    if run.step == run.saved_step:
+        return
+    run.saved_step = run.step
     name = "adapter" if run.settings.tuning.method == "lora" else "transformer"
     tensors = {f"{name}.safetensors": _in_one_piece(run, run.trainable.state())}
     tensors["optimiser.safetensors"] = _in_one_piece(run, _optimiser_tensors(run))
@@ -206,8 +211,7 @@ def save(run: Run) -> None:
 
 def stop(run: Run, reason: str) -> NoReturn:
     """Raise ValueError with the reason, after a checkpoint of the finished iterations."""
-    if run.step > run.first_step:
-        save(run)
+    save(run)
     raise ValueError(f"Stopped after iteration {run.step}. {reason}")
 
 
@@ -254,7 +258,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     if run.sampler is not None:
         run.sampler.average = run.trainable.parted(checkpoint.tensors["sampler.safetensors"])
     run.guards.restore(checkpoint.state["guards"])
-    run.step = run.first_step = checkpoint.step
+    run.step = run.first_step = run.saved_step = checkpoint.step
 
 
 def _needs_base(settings: RunSettings) -> bool:

@@ -116,19 +116,21 @@ def _train(run: Run, should_stop: Callable[[], bool]) -> Finished:
         _evaluate(run)
     while run.step < settings.iterations:
         if ranks.any(should_stop()):
-            if run.step > run.first_step:
-                save(run)
+            save(run)
             return _finish(run, "stopped")
-        _iterate(run)
+        wrong = _iterate(run)
         last = run.step == settings.iterations
         if last or run.step % settings.evaluation.every == 0:
-            _evaluate(run)
+            wrong += _evaluate(run)
+        if wrong and settings.guards.action == "stop":
+            stop(run, wrong[0])
         if last or run.step % settings.checkpoints.every == 0:
             save(run)
     return _finish(run, "completed")
 
 
-def _iterate(run: Run) -> None:
+def _iterate(run: Run) -> list[str]:
+    """One iteration, and its event; returns what the guards found."""
     run.counter.take()
     with sampling_policy(run):
         batch = sample_and_score(run)
@@ -163,7 +165,7 @@ def _iterate(run: Run) -> None:
     )
     # DiffusionNFT's sampler departs from the policy by design.
     drift = stats.drift if run.settings.method == "grpo" else 0.0
-    _alarm(run, run.guards.after_iteration(drift, batch.diversity))
+    return _alarm(run, run.guards.after_iteration(drift, batch.diversity))
 
 
 def sample_and_score(run: Run) -> Batch:
@@ -281,12 +283,11 @@ def _is_left_out(run: Run, loss: float, grad_norm: float) -> bool:
     return action == "skip"
 
 
-def _alarm(run: Run, sentences: Sequence[str]) -> None:
-    """Tell what the guards found; raises ValueError where the run is to stop for it."""
+def _alarm(run: Run, sentences: list[str]) -> list[str]:
+    """Tell what the guards found, and return it."""
     for sentence in sentences:
         warn(run, run.step, f"After iteration {run.step}: {sentence}")
-    if sentences and run.settings.guards.action == "stop":
-        stop(run, sentences[0])
+    return sentences
 
 
 def make_objective(run: Run, batch: Batch, selected: Tensor) -> Objective:
@@ -343,7 +344,8 @@ def _plan(run: Run, iteration: int) -> Plan:
 
 
 @torch.no_grad()
-def _evaluate(run: Run) -> None:
+def _evaluate(run: Run) -> list[str]:
+    """Draw and score the held-out prompts, and tell of it; returns what the guards found."""
     settings = run.settings
 
     def velocity_of(prompts: Sequence[str], guidance_scale: float) -> Velocity:
@@ -355,7 +357,7 @@ def _evaluate(run: Run) -> None:
             step=run.step, out=run.out, sizes=run.sizes, ranks=run.ranks,
         )  # fmt: skip
     run.emit(drawn)
-    _alarm(run, run.guards.after_evaluation(drawn.rewards))
+    return _alarm(run, run.guards.after_evaluation(drawn.rewards))
 
 
 def _started(run: Run) -> Started:

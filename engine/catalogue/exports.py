@@ -27,6 +27,7 @@ class ExportInfo:
 PUBLISHED = frozenset(
     {"builtin", "flux", "flux2", "flux2_klein", "sd3", "chroma", "lumina2", "qwen_image", "z_image"}
 )
+COMFYUI = PUBLISHED | {"hunyuan_image"}
 EXPORT_INFO: dict[str, ExportInfo] = {
     "diffusers": ExportInfo(
         "diffusers",
@@ -37,7 +38,7 @@ EXPORT_INFO: dict[str, ExportInfo] = {
         "ComfyUI LoRA",
         "The LoRA for ComfyUI's Load LoRA node: the published checkpoint's layer names, the scale in the file.",
         {"lora": "comfyui_lora.safetensors"},
-        PUBLISHED,
+        COMFYUI,
     ),
     "kohya": ExportInfo(
         "kohya LoRA",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.artifacts.checkpoint import load_checkpoint
-from engine.events import Event, IterationDone, Message
+from engine.events import CheckpointSaved, Event, IterationDone, Message, SamplesDrawn
 from engine.guards import Guards
 from engine.run import prepare
 from engine.settings import GuardSettings, RunSettings
@@ -107,12 +107,15 @@ def alarmed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("alarmed")
 def test_a_run_that_is_to_stop_stops_with_a_checkpoint(tiny_settings: RunSettings, tmp_path: Path) -> None:
+    """After the evaluation that was due, which no one would draw later; and with one event."""
     events: list[Event] = []
-    settings = _with(tiny_settings, guards={"action": "stop"}, checkpoints={"every": 4})
+    settings = _with(tiny_settings, guards={"action": "stop"}, checkpoints={"every": 2})
     with pytest.raises(ValueError, match=r"^Stopped after iteration 2\. Something is wrong\.$"):
         train(settings, tmp_path, events.append)
     assert load_checkpoint(tmp_path / "checkpoints" / "step-000002").step == 2
     assert sum(isinstance(event, IterationDone) for event in events) == 2
+    assert [event.step for event in events if isinstance(event, SamplesDrawn)] == [0, 2]
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [2]
 
 
 @pytest.mark.usefixtures("alarmed")

@@ -106,6 +106,20 @@ def test_the_first_update_is_on_policy(tiny_settings: RunSettings, tmp_path: Pat
     assert max(drifts) <= 1e-6
 
 
+def test_a_stop_saves_what_is_not_saved_yet_and_nothing_twice(tiny_settings: RunSettings, tmp_path: Path) -> None:
+    for every in (1, 4):
+        settings, events = variant(tiny_settings, {"checkpoints": {"every": every}}), list[Event]()
+        train(
+            settings, tmp_path / str(every), events.append,
+            should_stop=lambda events=events: any(isinstance(event, IterationDone) for event in events),
+        )  # fmt: skip
+        assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [1]
+        rest: list[Event] = []
+        checkpoint = load_checkpoint(tmp_path / str(every) / "checkpoints" / "step-000001")
+        train(settings, tmp_path / str(every), rest.append, checkpoint=checkpoint, should_stop=lambda: True)
+        assert [type(event) for event in rest if not isinstance(event, Message)] == [Started, Finished]
+
+
 def test_events_tell_the_run(tiny_settings: RunSettings, tmp_path: Path) -> None:
     events: list[Event] = []
     train(tiny_settings, tmp_path, events.append)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from engine.artifacts.export.source import ExportSource
 
 BaseModelRelation = Literal["adapter", "finetune"]
+Held = Literal["lora", "scaled lora", "weights"]
 
 
 class ExportFormat(Protocol):
@@ -16,6 +17,11 @@ class ExportFormat(Protocol):
     @property
     def relation(self) -> BaseModelRelation:
         """What the files are to the base model, as a model card says it."""
+        ...
+
+    @property
+    def holds(self) -> Held:
+        """What is rounded to the export's precision: a LoRA's two matrices, B with its scale or not, or all weights."""
         ...
 
     @property

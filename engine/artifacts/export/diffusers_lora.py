@@ -1,7 +1,8 @@
 """A LoRA as diffusers itself writes it: ``pytorch_lora_weights.safetensors``, for `load_lora_weights`.
 
-Keys are ``transformer.<module>.lora_A.weight`` and ``….lora_B.weight``. The scale alpha/rank travels in the header's
-``lora_adapter_metadata``: without it, diffusers would take alpha for the rank.
+Keys are ``transformer.<module>.lora_A.weight`` and ``….lora_B.weight``. No key holds alpha: diffusers reads it in the
+header's ``lora_adapter_metadata``, and programs that do not (ComfyUI, InvokeAI, diffusers of old) take it for the
+rank. So the scale alpha/rank is in B, and the header says that alpha is the rank.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 
 import torch
 
-from engine.artifacts.export.base import BaseModelRelation
+from engine.artifacts.export.base import BaseModelRelation, Held
 from engine.artifacts.export.header import write_with_header
-from engine.artifacts.export.lora_layers import lora_layers
+from engine.artifacts.export.lora_layers import lora_layers, scaled_layers
 from engine.artifacts.export.model_card import drawing_code
 from engine.artifacts.export.source import ExportSource
 from engine.models.pipelines import open_pipeline
@@ -30,13 +31,14 @@ class DiffusersLora:
     """The adapter alone, for use with the base model."""
 
     relation: BaseModelRelation = "adapter"
+    holds: Held = "scaled lora"
     single_file: str | None = FILE_NAME
     checked_by: str = "plain diffusers loads it and"
 
     def write(self, source: ExportSource, folder: Path) -> None:
         """Write the adapter into an empty folder."""
         tensors = {}
-        for name, layer in lora_layers(source).items():
+        for name, layer in scaled_layers(source).items():
             tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.down
             tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.up
         metadata = {"lora_adapter_metadata": json.dumps(adapter_metadata(source), sort_keys=True)}
@@ -67,5 +69,5 @@ def adapter_metadata(source: ExportSource) -> dict[str, Any]:
     """LoraConfig's arguments that rebuild the adapter, with diffusers' prefix."""
     tuning = source.settings.tuning
     modules = sorted(lora_layers(source))
-    config = {"r": tuning.rank, "lora_alpha": tuning.alpha, "target_modules": modules, "bias": "none"}
+    config = {"r": tuning.rank, "lora_alpha": tuning.rank, "target_modules": modules, "bias": "none"}
     return {PREFIX + name: value for name, value in config.items()}

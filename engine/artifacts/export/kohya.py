@@ -7,19 +7,13 @@ them, but for `TRAINERS_ONLY`; the header's ``ss_…`` texts are what their mode
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from engine.artifacts.export.base import BaseModelRelation
-from engine.artifacts.export.header import write_with_header
-from engine.artifacts.export.lora_reader import KOHYA_KEYS, add_to_pipeline, weight_difference
-from engine.artifacts.export.native_names import native_layers, native_names
+from engine.artifacts.export.lora_reader import KOHYA_KEYS, KeyStyle
+from engine.artifacts.export.published_lora import PublishedLora
 from engine.artifacts.export.source import ExportSource
 
-PROGRAM = "kohya's sd-scripts"
 # The network module that trains such a file, and what it calls the base.
 NETWORKS: dict[str, tuple[str, str]] = {
     "FluxTransformer2DModel": ("networks.lora_flux", "flux1"),
@@ -36,35 +30,18 @@ TRAINERS_ONLY = frozenset({"ZImageTransformer2DModel"})
 
 
 @dataclass(frozen=True)
-class Kohya:
+class Kohya(PublishedLora):
     """The adapter alone, for sd-scripts, musubi-tuner, Forge and what else reads their files."""
 
-    relation: BaseModelRelation = "adapter"
+    program: str = "kohya's sd-scripts"
+    families: Collection[str] = frozenset(NETWORKS)
+    names: str = "kohya's"
+    keys: KeyStyle = KOHYA_KEYS
     single_file: str | None = "kohya_lora.safetensors"
-    checked_by: str = (
-        "its keys, mapped back by kohya's published names, change every weight as the checkpoint does, "
-        "and diffusers then"
-    )
 
-    def write(self, source: ExportSource, folder: Path) -> None:
-        """Write the adapter into an empty folder. Raises ExportError for a family that has no such files."""
-        tensors = {}
-        for name, layer in native_layers(source, PROGRAM).items():
-            key = "lora_unet_" + name.replace(".", "_")
-            tensors[f"{key}.lora_down.weight"] = layer.down
-            tensors[f"{key}.lora_up.weight"] = layer.up
-            tensors[f"{key}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
-        implementation = native_names(source.facts.class_name, PROGRAM).implementation
-        texts = training_texts(source)
-        write_with_header(source, self.path(folder), tensors, "lora", implementation=implementation, more=texts)
-
-    def load(self, source: ExportSource, folder: Path) -> Any:
-        """The base pipeline with the adapter, by the published key names."""
-        return add_to_pipeline(source, self.path(folder), KOHYA_KEYS)
-
-    def weight_difference(self, source: ExportSource, folder: Path) -> float | None:
-        """How far its weights are from the checkpoint's."""
-        return weight_difference(source, self.path(folder), KOHYA_KEYS)
+    def header_texts(self, source: ExportSource) -> Mapping[str, str]:
+        """The trainer's ``ss_…`` texts."""
+        return training_texts(source)
 
     def how_to_use(self, source: ExportSource) -> str:
         """For the model card."""
@@ -78,11 +55,6 @@ class Kohya:
             f"Put `{self.single_file}` among the LoRAs of your program (`models/Lora` in Forge, `models/loras` in "
             "ComfyUI), or give it to its trainer as `--network_weights`."
         )
-
-    def path(self, folder: Path) -> Path:
-        """The file in the folder."""
-        assert self.single_file is not None
-        return folder / self.single_file
 
 
 def training_texts(source: ExportSource) -> dict[str, str]:

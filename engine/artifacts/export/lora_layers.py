@@ -53,6 +53,22 @@ def lora_layers(source: ExportSource) -> dict[str, LoraLayer]:
     }
 
 
+def scaled_layers(source: ExportSource) -> dict[str, LoraLayer]:
+    """The same with the scale in `up`, and alpha the rank: right for readers that know alpha or not."""
+    tuning = source.settings.tuning
+    layers = lora_layers(source)
+    return {
+        name: LoraLayer(layer.down, scaled_up(source, source.weights[f"{name}.lora_B.weight"]), tuning.rank)
+        for name, layer in layers.items()
+    }
+
+
+def scaled_up(source: ExportSource, up: Tensor) -> Tensor:
+    """alpha/rank times the `up` of a checkpoint's layer, as the export holds it."""
+    tuning = source.settings.tuning
+    return source.stored(up.float() * (tuning.alpha / tuning.rank))
+
+
 def stack(parts: Sequence[LoraLayer | None], num_rows: Sequence[int]) -> LoraLayer:
     """The LoRA of a layer whose weight is that of several, one below the other; None where one is not adapted.
 

@@ -15,7 +15,7 @@ from diffusers import ModelMixin
 from diffusers.models import AutoModel
 from safetensors.torch import load_file
 
-from engine.artifacts.export.base import BaseModelRelation
+from engine.artifacts.export.base import BaseModelRelation, Held
 from engine.artifacts.export.header import write_with_header
 from engine.artifacts.export.model_card import drawing_code
 from engine.artifacts.export.source import ExportSource
@@ -30,12 +30,13 @@ class Merged:
     """All weights of the transformer."""
 
     relation: BaseModelRelation = "finetune"
+    holds: Held = "weights"
     single_file: str | None = None
     checked_by: str = "plain diffusers loads it and"
 
     def write(self, source: ExportSource, folder: Path) -> None:
         """Write the ``transformer`` folder into a folder that has none."""
-        transformer: Any = tuned_model(source, whole=True).transformer
+        transformer: Any = tuned_model(source, "weights").transformer
         transformer.to(getattr(torch, source.precision))
         transformer.save_pretrained(folder / SUBFOLDER, safe_serialization=True)
         forget_where(folder / SUBFOLDER / "config.json")

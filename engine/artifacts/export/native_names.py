@@ -6,7 +6,7 @@ not in the table has no names that those programs are known to load.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,33 @@ _FLUX = _BLOCKS | {
     "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
     "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
     "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
+    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+}
+_REFINED = "txt_in.individual_token_refiner.blocks.{i}"
+_REFINER = "context_embedder.token_refiner.refiner_blocks.{i}"
+_HUNYUAN_IMAGE = _BLOCKS | {
+    "double_blocks.{i}.img_mod.lin": (f"{_DOUBLE}.norm1.linear",),
+    "double_blocks.{i}.txt_mod.lin": (f"{_DOUBLE}.norm1_context.linear",),
+    "single_blocks.{i}.modulation.lin": (f"{_SINGLE}.norm.linear",),
+    "time_in.in_layer": ("time_guidance_embed.timestep_embedder.linear_1",),
+    "time_in.out_layer": ("time_guidance_embed.timestep_embedder.linear_2",),
+    "time_r_in.in_layer": ("time_guidance_embed.timestep_embedder_r.linear_1",),
+    "time_r_in.out_layer": ("time_guidance_embed.timestep_embedder_r.linear_2",),
+    "guidance_in.in_layer": ("time_guidance_embed.guidance_embedder.linear_1",),
+    "guidance_in.out_layer": ("time_guidance_embed.guidance_embedder.linear_2",),
+    "txt_in.input_embedder": ("context_embedder.proj_in",),
+    "txt_in.t_embedder.in_layer": ("context_embedder.time_text_embed.timestep_embedder.linear_1",),
+    "txt_in.t_embedder.out_layer": ("context_embedder.time_text_embed.timestep_embedder.linear_2",),
+    "txt_in.c_embedder.in_layer": ("context_embedder.time_text_embed.text_embedder.linear_1",),
+    "txt_in.c_embedder.out_layer": ("context_embedder.time_text_embed.text_embedder.linear_2",),
+    f"{_REFINED}.self_attn.qkv": _qkv(f"{_REFINER}.attn"),
+    f"{_REFINED}.self_attn.proj": (f"{_REFINER}.attn.to_out.0",),
+    f"{_REFINED}.mlp.0": (f"{_REFINER}.ff.net.0.proj",),
+    f"{_REFINED}.mlp.2": (f"{_REFINER}.ff.net.2",),
+    f"{_REFINED}.adaLN_modulation.1": (f"{_REFINER}.norm_out.linear",),
+    "byt5_in.fc1": ("context_embedder_2.linear_1",),
+    "byt5_in.fc2": ("context_embedder_2.linear_2",),
+    "byt5_in.fc3": ("context_embedder_2.linear_3",),
     "final_layer.adaLN_modulation.1": ("norm_out.linear",),
 }
 _CHROMA = _BLOCKS | {
@@ -153,13 +180,16 @@ NATIVE_NAMES: dict[str, NativeNames] = {
     ),
     "Lumina2Transformer2DModel": NativeNames("https://github.com/Alpha-VLLM/Lumina-Image-2.0", _LUMINA_2),
     "QwenImageTransformer2DModel": NativeNames("https://github.com/QwenLM/Qwen-Image", {}),
+    "HunyuanImageTransformer2DModel": NativeNames(
+        "https://github.com/comfyanonymous/ComfyUI", _HUNYUAN_IMAGE, frozenset({"final_layer.adaLN_modulation.1"})
+    ),
     "ZImageTransformer2DModel": NativeNames("https://github.com/Tongyi-MAI/Z-Image", {}),
 }
 
 
-def native_names(class_name: str, program: str) -> NativeNames:
-    """The names of a transformer class. Raises ExportError if `program` is not known to load the family."""
-    if class_name not in NATIVE_NAMES:
+def native_names(class_name: str, program: str, families: Collection[str]) -> NativeNames:
+    """The names of a transformer class. Raises ExportError if it is none of the families that `program` loads."""
+    if class_name not in families:
         raise ExportError(
             f"{program} has no published names for the layers of a {class_name}, so a LoRA of it cannot be written in "
             "that format; export it as diffusers, merged or pipeline."
@@ -167,10 +197,10 @@ def native_names(class_name: str, program: str) -> NativeNames:
     return NATIVE_NAMES[class_name]
 
 
-def native_layers(source: ExportSource, program: str) -> dict[str, LoraLayer]:
+def native_layers(source: ExportSource, program: str, families: Collection[str]) -> dict[str, LoraLayer]:
     """The run's LoRA by published names. Raises ExportError for a family, or a layer, that has none."""
     facts = source.facts
-    names, own = native_names(facts.class_name, program), lora_layers(source)
+    names, own = native_names(facts.class_name, program, families), lora_layers(source)
     if not names.layers:
         return own
     layers: dict[str, LoraLayer] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from engine.artifacts.export.base import BaseModelRelation
+from engine.artifacts.export.base import BaseModelRelation, Held
 from engine.artifacts.export.merged import SUBFOLDER, Merged, forget_where
 from engine.artifacts.export.model_card import drawing_code
 from engine.artifacts.export.source import ExportSource
@@ -24,6 +24,7 @@ class PipelineFolder:
     """Everything that is needed to draw."""
 
     relation: BaseModelRelation = "finetune"
+    holds: Held = "weights"
     single_file: str | None = None
     checked_by: str = "plain diffusers loads it, without the base model, and"
 

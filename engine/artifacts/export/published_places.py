@@ -8,6 +8,7 @@ come from the configuration, as the programs do it. The rules are those of
 - Stable Diffusion 3: `mmdit_to_diffusers` in comfy/utils.py; that the last block's context modulation has shift and
   scale the other way round, and what a second attention is called: diffusers' conversion
 - Lumina 2: diffusers' conversion
+- HunyuanImage: the names of ComfyUI's own model (comfy/ldm/hunyuan_video/model.py)
 - Qwen-Image, Z-Image: the names are diffusers' own (`model_lora_keys_unet` in ComfyUI's comfy/lora.py, musubi-tuner's
   convert_lora.py)
 """
@@ -90,6 +91,26 @@ _FLUX: list[Rule] = [
     (r"norm_out\.linear", "final_layer.adaLN_modulation.1", _WHOLE),
     (r"proj_out", "final_layer.linear", _WHOLE),
 ]
+_REFINER = r"context_embedder\.token_refiner\.refiner_blocks\.(\d+)\."
+_REFINED = r"txt_in.individual_token_refiner.blocks.\1."
+_HUNYUAN_IMAGE: list[Rule] = [
+    (_REFINER + r"attn\.to_q", _REFINED + "self_attn.qkv", _WHOLE),
+    (_REFINER + r"attn\.to_k", _REFINED + "self_attn.qkv", (1, 0)),
+    (_REFINER + r"attn\.to_v", _REFINED + "self_attn.qkv", (1, 1)),
+    (_REFINER + r"attn\.to_out\.0", _REFINED + "self_attn.proj", _WHOLE),
+    (_REFINER + r"ff\.net\.0\.proj", _REFINED + "mlp.0", _WHOLE),
+    (_REFINER + r"ff\.net\.2", _REFINED + "mlp.2", _WHOLE),
+    (_REFINER + r"norm_out\.linear", _REFINED + "adaLN_modulation.1", _WHOLE),
+    (r"context_embedder\.proj_in", "txt_in.input_embedder", _WHOLE),
+    (r"context_embedder\.time_text_embed\.timestep_embedder\.linear_1", "txt_in.t_embedder.in_layer", _WHOLE),
+    (r"context_embedder\.time_text_embed\.timestep_embedder\.linear_2", "txt_in.t_embedder.out_layer", _WHOLE),
+    (r"context_embedder\.time_text_embed\.text_embedder\.linear_1", "txt_in.c_embedder.in_layer", _WHOLE),
+    (r"context_embedder\.time_text_embed\.text_embedder\.linear_2", "txt_in.c_embedder.out_layer", _WHOLE),
+    (r"context_embedder_2\.linear_([123])", r"byt5_in.fc\1", _WHOLE),
+    (r"time_guidance_embed\.timestep_embedder_r\.linear_1", "time_r_in.in_layer", _WHOLE),
+    (r"time_guidance_embed\.timestep_embedder_r\.linear_2", "time_r_in.out_layer", _WHOLE),
+    *_FLUX,
+]
 _STABLE_DIFFUSION_3: list[Rule] = [
     *_joint_attention(_DOUBLE, r"joint_blocks.\1.x_block.attn.", r"joint_blocks.\1.context_block.attn."),
     (_DOUBLE + r"attn2\.to_q", r"joint_blocks.\1.x_block.attn2.qkv", _WHOLE),
@@ -135,6 +156,7 @@ PUBLISHED_RULES: Mapping[str, list[Rule]] = {
     "Lumina2Transformer2DModel": _LUMINA_2,
     "QwenImageTransformer2DModel": _OWN_NAMES,
     "ZImageTransformer2DModel": _OWN_NAMES,
+    "HunyuanImageTransformer2DModel": _HUNYUAN_IMAGE,
 }
 
 
@@ -161,7 +183,7 @@ def _attention_widths(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _is_swapped(name: str, facts: TransformerFacts) -> bool:
-    if facts.class_name in ("FluxTransformer2DModel", "Flux2Transformer2DModel"):
+    if facts.class_name in ("FluxTransformer2DModel", "Flux2Transformer2DModel", "HunyuanImageTransformer2DModel"):
         return name == "norm_out.linear"
     if facts.class_name == "SD3Transformer2DModel":
         last = facts.config["num_layers"] - 1

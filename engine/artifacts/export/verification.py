@@ -49,7 +49,7 @@ def verify_export(source: ExportSource, kind: ExportFormat, folder: Path) -> Ver
     kind.weight_difference(source, folder)
     prompts = source.check_prompts()
     drawn = _draw_plainly(source, kind, folder, prompts)
-    from_checkpoint = _difference(drawn, draw_as_in_training(source, prompts, kind.relation == "finetune"))
+    from_checkpoint = _difference(drawn, draw_as_in_training(source, prompts, kind.holds))
     if from_checkpoint > MAX_DIFFERENCE:
         raise ExportError(
             f"The exported file was not kept: diffusers draws other images from it than the checkpoint's weights do "

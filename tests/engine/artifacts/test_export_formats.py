@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
-from engine.artifacts.export import ExportError, comfyui, export_run, lora_reader
+from engine.artifacts.export import ExportError, export_run, lora_reader, published_lora
 from engine.artifacts.export.header import read_header
 from tests.engine.artifacts.pictures import difference, draw, tile
 
@@ -58,7 +58,7 @@ def test_a_lost_scale_shows_in_the_images(
         return None if delta is None else delta / 2
 
     monkeypatch.setattr(lora_reader.LoraFile, "delta", without_alpha)
-    monkeypatch.setattr(comfyui, "weight_difference", lambda *_: 0.0)
+    monkeypatch.setattr(published_lora, "weight_difference", lambda *_: 0.0)
     with pytest.raises(ExportError, match="was not kept: diffusers draws other images"):
         export_run(run, "comfyui", tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.artifacts.export.architecture import architecture_id
-from engine.artifacts.export.base import ExportFormat
 from engine.artifacts.export.comfyui import ComfyUi
 from engine.artifacts.export.header import read_header
 from engine.artifacts.export.kohya import NETWORKS, Kohya
 from engine.artifacts.export.lora_layers import LoraLayer, stack
 from engine.artifacts.export.native_names import NATIVE_NAMES
+from engine.artifacts.export.published_lora import PublishedLora
 from engine.artifacts.export.published_places import PUBLISHED_RULES
 from engine.artifacts.export.source import ExportError
 from engine.artifacts.export.transformer_facts import TransformerFacts
@@ -30,10 +30,10 @@ from tests.engine.artifacts.families import family_source, weight_deltas
 # Diffusers' Chroma uses a class that diffusers itself calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 
-FORMATS: dict[str, ExportFormat] = {"comfyui": ComfyUi(), "kohya": Kohya()}
+FORMATS: dict[str, PublishedLora] = {"comfyui": ComfyUi(), "kohya": Kohya()}
 
 
-def written(kind: ExportFormat, source: Any, folder: Path) -> Path:
+def written(kind: PublishedLora, source: Any, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     kind.write(source, folder)
     assert kind.single_file is not None
@@ -45,7 +45,7 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
 
 
 def test_every_family_with_names_has_rules_and_a_network() -> None:
-    assert NATIVE_NAMES.keys() == PUBLISHED_RULES.keys() == NETWORKS.keys()
+    assert NATIVE_NAMES.keys() == PUBLISHED_RULES.keys() == NETWORKS.keys() | {"HunyuanImageTransformer2DModel"}
 
 
 CLASSES: dict[str, str] = {
@@ -61,12 +61,14 @@ CLASSES: dict[str, str] = {
 def test_the_catalogue_refuses_the_families_that_have_no_names(format: str) -> None:
     assert CLASSES.keys() == MODEL_INFO.keys()
     for model, class_name in CLASSES.items():
-        assert (why_not(format, "lora", model) is None) == (class_name in NATIVE_NAMES)
+        assert (why_not(format, "lora", model) is None) == (class_name in FORMATS[format].families)
+
+
+FILES = [(family, format) for format, kind in FORMATS.items() for family in sorted(kind.families)]
 
 
 @pytest.mark.parametrize("rank", [4, 32])
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("family", NATIVE_NAMES)
+@pytest.mark.parametrize(("family", "format"), FILES)
 def test_a_lora_of_every_layer_is_read_back(tmp_path: Path, family: str, format: str, rank: int) -> None:
     source = family_source(family, tmp_path, rank=rank, alpha=24.0)
     kind = FORMATS[format]
@@ -227,7 +229,7 @@ def test_architectures_have_published_identifiers(class_name: str, config: dict[
     assert architecture_id(TransformerFacts(class_name, config, {})) == identifier
 
 
-@pytest.mark.parametrize("family", NATIVE_NAMES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_the_card_of_a_kohya_file_names_the_programs_that_read_all_of_it(tmp_path: Path, family: str) -> None:
     text = Kohya().how_to_use(family_source(family, tmp_path))
     assert ("musubi-tuner" in text) == (family == "ZImageTransformer2DModel")
