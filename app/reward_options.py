@@ -11,7 +11,11 @@ from pydantic import BaseModel
 from app.field_shapes import describe
 from engine.settings import REWARD_OPTIONS, JudgeSettings, RewardSettings, ServerSettings
 
-_OF_STYLE = {"score": ("rubric", "lowest", "highest"), "question": ("questions",), "unified_reward": ()}
+_OF_STYLE = {
+    "score": ("rubric", "lowest", "highest", "max_tokens"),
+    "question": ("questions", "max_tokens"),
+    "unified_reward": ("max_tokens",),
+}
 """What a judge is told beside its style."""
 
 

@@ -11,7 +11,7 @@ from engine.servers.judging import judge
 from engine.servers.scores import ask_scores
 from engine.settings import JudgeSettings, RewardSettings
 
-_MOST_SECONDS = 20.0
+_MOST_SECONDS = 60.0
 
 
 def check_server(reward: RewardSettings) -> None:

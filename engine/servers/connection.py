@@ -25,8 +25,8 @@ from pydantic import SecretStr
 from engine.servers.allowed import AllowedServers, Origin
 from engine.settings import ServerSettings
 
-LARGEST_ANSWER = 4 * 2**20
-"""Bytes of an answer that are read; a longer one is refused."""
+LARGEST_ANSWER = 16 * 2**20
+"""Bytes of an answer that are read; a longer one is refused. Log-probabilities of long thoughts take megabytes."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _MAY_GO_BETTER = frozenset({408, 425, 429, 500, 502, 503, 504})

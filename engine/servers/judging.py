@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine.servers.connection import Connection, ServerError
 from engine.servers.images import encode
+from engine.servers.verdicts import Answer
 from engine.settings import JudgeSettings
 
 UNIFIED_REWARD = (
@@ -29,25 +31,23 @@ UNIFIED_REWARD = (
 USUAL_RUBRIC = "How faithfully does the image show all that the prompt asks for, and how beautiful is it?"
 USUAL_QUESTION = 'Does this image show "{prompt}"?'
 
-_NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?"
-_FINAL_SCORE = re.compile(rf"Final Score:\s*\**\s*({_NUMBER})")
+_FINAL_SCORE = re.compile(r"Final Score:\s*((?>[-+]?[0-9]+(?:\.[0-9]+)?))(?!…)")
 
 
 def judge(connection: Connection, settings: JudgeSettings, image: NDArray[np.uint8], prompt: str) -> float:
     """The verdict, from 0 to 1, on a uint8 image (H, W, 3). Raises ServerError."""
-    picture = f"data:image/png;base64,{encode(image)}"
+    ask = partial(_ask, connection, settings, f"data:image/png;base64,{encode(image)}")
     if settings.style == "question":
         questions = settings.questions or (USUAL_QUESTION,)
-        return sum(_yes(connection, picture, question.replace("{prompt}", prompt)) for question in questions) / len(
+        return sum(_yes(connection, ask, question.replace("{prompt}", prompt)) for question in questions) / len(
             questions
         )
     if settings.style == "unified_reward":
-        said = _text(_choice(connection, picture, UNIFIED_REWARD.replace("{prompt}", prompt), max_tokens=512))
-        found = _FINAL_SCORE.findall(said)
-        return _scaled(connection, found[-1] if found else "", said, 1.0, 5.0)
-    said = _text(_choice(connection, picture, score_question(settings, prompt), max_tokens=16)).strip()
-    number = said.rstrip(".") if re.fullmatch(rf"{_NUMBER}\.?", said) else ""
-    return _scaled(connection, number, said, settings.lowest, settings.highest)
+        answer = ask(UNIFIED_REWARD.replace("{prompt}", prompt))
+        found = _FINAL_SCORE.findall(answer.text)
+        return _scaled(answer, float(found[-1]) if found else math.nan, 1.0, 5.0, connection)
+    answer = ask(score_question(settings, prompt))
+    return _scaled(answer, answer.number(settings.highest), settings.lowest, settings.highest, connection)
 
 
 def score_question(settings: JudgeSettings, prompt: str) -> str:
@@ -58,57 +58,42 @@ def score_question(settings: JudgeSettings, prompt: str) -> str:
     )
 
 
-def _scaled(connection: Connection, number: str, said: str, lowest: float, highest: float) -> float:
-    """A number as a share of the way from lowest to highest. Raises ServerError for anything else."""
-    value = float(number) if number else math.nan
+def _scaled(answer: Answer, value: float, lowest: float, highest: float, connection: Connection) -> float:
+    """A number as a share of the way from lowest to highest. Raises ServerError for one that is not between."""
     if not lowest <= value <= highest:
-        raise ServerError(
-            f"the judge gave no number from {lowest:g} to {highest:g}, but “{connection.without_key(said)}”"
-        )
+        raise _no_verdict(answer, f"no number from {lowest:g} to {highest:g}", connection)
     return (value - lowest) / (highest - lowest)
 
 
-def _yes(connection: Connection, picture: str, question: str) -> float:
-    """The probability of yes among yes and no, or 1 or 0 by the word. Raises ServerError for another word."""
-    choice = _choice(
-        connection, picture, f"{question} Answer with yes or no, and nothing else.",
-        max_tokens=4, logprobs=True, top_logprobs=20,
-    )  # fmt: skip
-    shares = _shares(choice)
-    if shares is not None:
-        return shares[0] / (shares[0] + shares[1])
-    said = _text(choice)
-    word = re.sub(r"\W+$", "", said.strip()).lower()
-    if word not in ("yes", "no"):
-        raise ServerError(f"the judge answered neither yes nor no, but “{connection.without_key(said)}”")
-    return float(word == "yes")
+def _yes(connection: Connection, ask: Callable[..., Answer], question: str) -> float:
+    """The probability of yes. Raises ServerError for another answer than yes or no."""
+    answer = ask(f"{question} Answer with yes or no, and nothing else.", logprobs=True, top_logprobs=20)
+    value = answer.yes()
+    if math.isnan(value):
+        raise _no_verdict(answer, "neither yes nor no", connection)
+    return value
 
 
-def _shares(choice: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The probabilities of yes and no as the answer's first word, every spelling added up; None if not given."""
-    try:
-        rows = choice["logprobs"]["content"][0]["top_logprobs"]
-        given = [(str(row["token"]).strip().lower(), min(0.0, float(row["logprob"]))) for row in rows]
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None
-    yes, no = (sum(math.exp(logprob) for token, logprob in given if token == word) for word in ("yes", "no"))
-    return (yes, no) if math.isfinite(yes + no) and yes + no > 0 else None
+def _no_verdict(answer: Answer, what: str, connection: Connection) -> ServerError:
+    if answer.was_cut:
+        return ServerError(
+            f"the judge had used up its tokens before it answered, and gave {what}; raise judge.max_tokens, or have it "
+            "think less"
+        )
+    return ServerError(f"the judge gave {what}, but “{connection.without_key(answer.said)}”")
 
 
-def _choice(connection: Connection, picture: str, question: str, **options: Any) -> Mapping[str, Any]:
-    """The first choice of a chat completion. Raises ServerError if the answer has none."""
+def _ask(connection: Connection, settings: JudgeSettings, picture: str, question: str, **options: Any) -> Answer:
+    """The first choice of a chat completion. Raises ServerError if the server's answer has none."""
     content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
-    request: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "temperature": 0, **options}
+    request: dict[str, Any] = {
+        "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": settings.max_tokens,
+        **options,
+    }  # fmt: skip
     if connection.settings.model:
         request["model"] = connection.settings.model
-    answer = connection.ask(request, "/chat/completions")
-    choices: Sequence[Any] | None = answer.get("choices") if isinstance(answer, dict) else None
+    reply = connection.ask(request, "/chat/completions")
+    choices: Sequence[Any] | None = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise ServerError(f"the server {connection.origin} answered no chat completion")
-    return choices[0]
-
-
-def _text(choice: Mapping[str, Any]) -> str:
-    message = choice.get("message")
-    content = message.get("content") if isinstance(message, dict) else None
-    return content if isinstance(content, str) else ""
+    return Answer.of(choices[0])

@@ -75,6 +75,9 @@ class JudgeSettings(Section):
     )
     lowest: float = Field(0.0, description='The worst score (style "score").')
     highest: float = Field(10.0, description='The best score (style "score").')
+    max_tokens: PositiveInt = Field(
+        2048, le=8192, description="Tokens an answer may take, those of a judge that thinks aloud first included."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -62,7 +62,8 @@ def test_a_score_is_asked_for_and_scaled(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("said", [
-    "11", "-1", "8/10", "seven", "", None, ["7"], "7 or 8", "nan", "inf", "1e1", "Score: 7", "٧", "7\n7",
+    "11", "-1", "8/100", "seven", "", None, ["7"], "7 or 8", "nan", "inf", "1e1", "Score: 7 or 8", "Score: 11", "٧",
+    "7\n7", "Score: 8/100", "of 10 points, 3 or 4",
 ])  # fmt: skip
 def test_only_a_number_within_the_bounds_is_a_score(monkeypatch: pytest.MonkeyPatch, said: Any) -> None:
     result, _ = judged(lambda asked: says("5" if shows_red(asked) else said), monkeypatch)
@@ -157,6 +158,32 @@ def test_a_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch, answer: A
         assert {headers["Authorization"] for _, headers, _ in loopback.asked} == {f"Bearer {CANARY}"}
     assert "could not score 2 of 2 images" in result.messages[0]
     assert CANARY not in f"{result} {refusal.value!r} {refusal.value.__cause__!r} {rewards} {settings}"
+
+
+def thinks(content: str | None, finish: str, thoughts: str = "Hm. It is red.") -> dict[str, Any]:
+    message = {"role": "assistant", "content": content, "reasoning_content": thoughts}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}
+
+
+def test_a_judge_that_thinks_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [says("<think>3 of 10?</think>\nScore: 8/10"), thinks("**6**", "stop")]
+    result, asked = judged(lambda asked: said[0 if shows_red(asked) else 1], monkeypatch)
+    assert result.values["judge"] == pytest.approx([0.8, 0.6])
+    assert asked[0]["max_tokens"] == 2048
+
+
+@pytest.mark.parametrize("style", ["score", "question", "unified_reward"])
+@pytest.mark.parametrize("capped", [
+    thinks(None, "length"), thinks("", "length"), thinks("<think>Hm. It is", "length", ""), thinks("It is", "length"),
+])  # fmt: skip
+def test_a_judge_whose_tokens_end_before_its_answer(
+    monkeypatch: pytest.MonkeyPatch, capped: dict[str, Any], style: str
+) -> None:
+    result, asked = judged(lambda asked: capped, monkeypatch, style=style, max_tokens=77)
+    assert np.isnan(result.values["judge"]).all()
+    assert "had used up its tokens before it answered" in result.messages[0]
+    assert "raise judge.max_tokens" in result.messages[0]
+    assert asked[0]["max_tokens"] == 77
 
 
 def test_a_judge_that_answers_passes_the_check_with_one_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_redirects_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("body", "reason"), [
     (b"<html>", "no JSON"), (b"[" * 100_000, "no JSON"), (b"\xff", "no JSON"), (b"", "no JSON"),
-    (b" " * (LARGEST_ANSWER + 1), "more than 4 MiB"),
+    (b" " * (LARGEST_ANSWER + 1), "more than 16 MiB"),
 ])  # fmt: skip
 def test_answers_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, body: bytes, reason: str) -> None:
     with serve(lambda asked: body) as loopback:
