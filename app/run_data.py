@@ -57,6 +57,18 @@ def gains(settings: RunSettings, steps: Sequence[SampleStepRow]) -> list[Gain]:
     return found
 
 
+def failed_scores(settings: RunSettings, rows: Sequence[MetricRow]) -> str:
+    """How many training scores failed, and in how many iterations, in a sentence; "" if none did."""
+    failed = [row.failed_scores for row in rows if row.failed_scores]
+    if not failed:
+        return ""
+    asked = len(rows) * settings.grpo.prompts_per_iteration * settings.grpo.group_size * len(settings.rewards)
+    return (
+        f"{sum(failed):,} of {words.count(asked, 'score')} failed, in {len(failed):,} of "
+        f"{words.count(len(rows), 'iteration')}; such images were left out of training. The log says why."
+    )
+
+
 def gallery_data(run_id: str, settings: RunSettings, samples: Sequence[SampleRow]) -> GalleryData:
     """The gallery of a run's samples, which come by step and index."""
     names = column_order(sorted({name for sample in samples for name in sample.rewards}),

@@ -59,13 +59,14 @@ class Guards:
         self.memory.grad_norms = [*known, grad_norm][-_REMEMBERED:]
         return ""
 
-    def fails(self, failed_share: float) -> str:
-        """Why so many failed scores end the run, or ""; asked before the update."""
-        if failed_share <= self.settings.max_failed_share:
+    def fails(self, failed_shares: Mapping[str, float]) -> str:
+        """Why so many failed scores, by reward as shares, end the run, or ""; asked before the update."""
+        name = max(failed_shares, key=failed_shares.__getitem__)
+        if failed_shares[name] <= self.settings.max_failed_share:
             return ""
         return (
-            f"{failed_share:.0%} of the scores failed (guards.max_failed_share is "
-            f"{self.settings.max_failed_share:.0%}); the log says what the reward reported. Mend that, then resume."
+            f"{failed_shares[name]:.0%} of the scores of the reward {name} failed (guards.max_failed_share is "
+            f"{self.settings.max_failed_share:.0%}); the log says what it reported. Mend that, then resume."
         )
 
     def after_iteration(self, drift: float, diversity: float) -> list[str]:

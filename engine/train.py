@@ -61,7 +61,7 @@ class Batch:
     rollout: Rollout
     rewards: dict[str, float]
     num_failed: int
-    failed_share: float
+    failed_shares: dict[str, float]
     diversity: float
     advantages: Tensor
     seconds: dict[str, float]
@@ -134,7 +134,7 @@ def _iterate(run: Run) -> list[str]:
     run.counter.take()
     with sampling_policy(run):
         batch = sample_and_score(run)
-    failure = run.guards.fails(batch.failed_share)
+    failure = run.guards.fails(batch.failed_shares)
     if failure:
         stop(run, failure)
     begun = time.perf_counter()
@@ -211,8 +211,8 @@ def sample_and_score(run: Run) -> Batch:
         "score": time.perf_counter() - decoded,
     }
     num_failed = sum(int((~np.isfinite(values)).sum()) for values in scores.values())
-    failed_share = num_failed / sum(len(values) for values in scores.values())
-    return Batch(share, embeddings, drawn, means, num_failed, failed_share, diversity, advantages, seconds)
+    failed_shares = {name: float((~np.isfinite(values)).mean()) for name, values in scores.items()}
+    return Batch(share, embeddings, drawn, means, num_failed, failed_shares, diversity, advantages, seconds)
 
 
 def _scores_of_all(

@@ -12,6 +12,7 @@ from app.components.gallery import GalleryData, gallery
 from app.connection import database
 from app.run_data import (
     Gain,
+    failed_scores,
     gains,
     gallery_data,
     reward_names,
@@ -33,6 +34,8 @@ def draw_results(run: RunDetail) -> None:
         return
     draw_gains(gains(run.settings, steps))
     draw_charts(run.settings, rows, steps)
+    if failed := failed_scores(run.settings, rows):
+        st.caption(f":material/warning: {failed}")
     st.subheader("Gallery", anchor="gallery")
     if not steps:
         st.info("The first images come with the first sampling of the held-out prompts.", icon=":material/image:")

@@ -79,4 +79,6 @@ class GuardSettings(Section):
         0.2, gt=0.0,
         description="Alarm where a reward of weight 0 falls by this share while one that is trained on rises.",
     )
-    max_failed_share: UnitInterval = Field(0.5, description="Alarm where more of an iteration's scores fail; it stops.")
+    max_failed_share: UnitInterval = Field(
+        0.5, description="Alarm where more of an iteration's scores of one reward fail; it stops."
+    )

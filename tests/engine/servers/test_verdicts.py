@@ -22,8 +22,9 @@ def answer(content: Any, **choice: Any) -> Answer:
     ("<think>9? No, Score: 3.</think>\n8", 8.0), ("9 is too much.\n</think>\n\nScore: 8/10", 8.0),
     ("<thinking>9</thinking>8", 8.0), ("◁think▷9◁/think▷8", 8.0), ("<think></think>8<think>9</think>7", 7.0),
     ("<think>Score: 9", math.nan), ("<think>Score: 9</think>", math.nan), ("8</think><think>9", math.nan),
-    ("7 of 10 stars are red", math.nan), ("Score: 7 or 8", math.nan), ("Score: 7.x", math.nan), ("Score: 7e1", math.nan),
-    ("8/5", math.nan), ("Score: 8 out of 100", math.nan), ("scores: 8", math.nan), ("underscore: 8", math.nan),
+    ("7 of 10 stars are red", math.nan), ("Score: 7 or 8", math.nan), ("Score: 7.x", math.nan),
+    ("Score: 7e1", math.nan), ("8/5", math.nan), ("Score: 8 out of 100", math.nan), ("scores: 8", math.nan),
+    ("underscore: 8", math.nan),
 ])  # fmt: skip
 def test_numbers(said: str, number: float) -> None:
     assert answer(said).number(10.0) == pytest.approx(number, nan_ok=True)
