@@ -16,7 +16,7 @@ from engine.builtin import WEIGHTS
 from engine.catalogue import REWARD_INFO
 from engine.memory_estimate import estimate_memory, in_words
 from engine.model_size import ModelSize, read_size
-from engine.settings import RewardName, RunSettings
+from engine.settings import REWARD_OPTIONS, RewardName, RunSettings
 from engine.work import mean_work
 
 
@@ -103,38 +103,57 @@ def keep_in_address(name: str, key: str) -> None:
     st.query_params[name] = st.session_state[key]
 
 
-def draw_rewards(settings: RunSettings, key: str) -> list[dict[str, Any]]:
-    """A switch, a weight and options for every reward of the catalogue; returns those that are on, as settings."""
+def draw_rewards(settings: RunSettings, key: str, functions_allowed: bool = False) -> list[dict[str, Any]]:
+    """A switch, a weight and options for every reward of the catalogue; returns those that are on, as settings.
+
+    A reward that is given a label is offered once more below it. Functions are offered where the operator allows them.
+    """
     given = {reward.key: reward.model_dump(mode="json") for reward in settings.rewards}
     chosen: list[tuple[str, dict[str, Any]]] = []
-    for reward_key, reward in _offered(given).items():
-        info = REWARD_INFO[reward["name"]]
-        title = info.title if reward_key == reward["name"] else words.reward_title(reward_key)
-        switch, weight, about = st.columns([2.2, 1.6, 6], vertical_alignment="center")
-        with switch:
-            on = st.toggle(title, reward_key in given, key=f"{key}-{reward_key}", bind="query-params")
-        with weight:
-            value = st.number_input(
-                f"Weight of {title}", 0.0, None, float(reward["weight"]), 0.1, format="%.2f", disabled=not on,
-                key=f"{key}-{reward_key}-weight", label_visibility="collapsed", bind="query-params",
-                help="Its share in the mix; 0 = measured, not trained on.",
-            )
-        with about:
-            low, high = info.range
-            cost = f"about {info.milliseconds_an_image:g} ms an image"
-            if info.milliseconds_on_gpu is not None:
-                cost += f" on a CPU, {info.milliseconds_on_gpu:g} ms on a GPU"
-            st.caption(f"{info.help} " + f"Scores from {low:g} to {high:g}; {cost}.".replace("-", "−"))
-        if on:
-            chosen.append((reward_key, draw_options(reward | {"weight": value}, title, f"{key}-{reward_key}")))
+    for reward_key, reward in _offered(given, functions_allowed).items():
+        title = REWARD_INFO[reward["name"]].title if reward_key == reward["name"] else words.reward_title(reward_key)
+        drawn = _draw_reward(reward, title, f"{key}-{reward_key}", on=reward_key in given)
+        number = 1
+        while drawn is not None:
+            chosen.append((reward_key, drawn))
+            if reward_key != reward["name"] or not drawn.get("label"):
+                break
+            number += 1
+            fresh = {"name": reward["name"], "weight": 1.0}
+            drawn = _draw_reward(fresh, f"{title} ({number})", f"{key}-{reward_key}-{number}", on=False)
     # A form left as it is gives the settings it started from, order and all.
     order = [*given, *(name for name in REWARD_INFO if name not in given)]
     return [reward for _, reward in sorted(chosen, key=lambda row: order.index(row[0]))]
 
 
-def _offered(given: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _draw_reward(reward: dict[str, Any], title: str, key: str, *, on: bool) -> dict[str, Any] | None:
+    """A reward's row, with its options if it is on; its settings then, else None."""
+    info = REWARD_INFO[reward["name"]]
+    switch, weight, about = st.columns([2.2, 1.6, 6], vertical_alignment="center")
+    with switch:
+        on = st.toggle(title, on, key=key, bind="query-params")
+    with weight:
+        value = st.number_input(
+            f"Weight of {title}", 0.0, None, float(reward["weight"]), 0.1, format="%.2f", disabled=not on,
+            key=f"{key}-weight", label_visibility="collapsed", bind="query-params",
+            help="Its share in the mix; 0 = measured, not trained on.",
+        )
+    with about:
+        low, high = info.range
+        cost = f"about {info.milliseconds_an_image:g} ms an image"
+        if info.milliseconds_on_gpu is not None:
+            cost += f" on a CPU, {info.milliseconds_on_gpu:g} ms on a GPU"
+        st.caption(f"{info.help} " + f"Scores from {low:g} to {high:g}; {cost}.".replace("-", "−"))
+    return draw_options(reward | {"weight": value}, title, key) if on else None
+
+
+def _offered(given: Mapping[str, dict[str, Any]], functions_allowed: bool) -> dict[str, dict[str, Any]]:
     """The rewards that the form shows, as settings by label or name: in the catalogue's order, labelled ones last."""
-    catalogue = {str(name): given.get(name) or {"name": name, "weight": 1.0} for name in REWARD_INFO}
+    catalogue = {
+        str(name): given.get(name) or {"name": name, "weight": 1.0}
+        for name in REWARD_INFO
+        if functions_allowed or name in given or name not in REWARD_OPTIONS["function"]
+    }
     return catalogue | {key: reward for key, reward in given.items() if key not in catalogue}
 
 

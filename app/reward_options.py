@@ -1,4 +1,4 @@
-"""The options of a reward as form fields: its gate, weights, server, judge or function, as far as it has them."""
+"""The options of a reward as form fields: label, gate, weights, server, judge or function, as far as it has them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def draw_options(reward: dict[str, Any], title: str, key: str) -> dict[str, Any]
     has = {option for option, rewards in REWARD_OPTIONS.items() if name in rewards}
     # What a reward cannot do without is open to the eye.
     with st.expander(f"Options of {title}", expanded=bool(has & {"server", "function"})):
-        drawn = {"gate": _number("gate", reward.get("gate"), RewardSettings, key)}
+        drawn = {
+            "label": _text("label", reward.get("label") or "", RewardSettings, key) or None,
+            "gate": _number("gate", reward.get("gate"), RewardSettings, key),
+        }
         for option in ("weights", "revision", "function"):
             if option in has:
                 drawn[option] = _text(option, reward.get(option) or "", RewardSettings, key) or None

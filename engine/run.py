@@ -269,7 +269,8 @@ def _needs_base(settings: RunSettings) -> bool:
 def find_device(name: str) -> torch.device:
     """The device of that name; "auto" is a GPU if there is one. Raises ValueError if there is none though named."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError('compute.device is "cuda", but torch sees no CUDA GPU here; use "auto" or "cpu".')
+        built = "" if torch.version.cuda else ", being built without CUDA (pytorch.org says how to install one with it)"
+        raise ValueError(f'compute.device is "cuda", but torch sees no CUDA GPU here{built}; use "auto" or "cpu".')
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -101,13 +102,18 @@ class Config(BaseSettings):
             name = ""
         if name not in ("sqlite", "postgresql"):
             raise ValueError("use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME")
+        if name == "postgresql":
+            _require("psycopg", "PostgreSQL", "postgres")
         return url
 
     @field_validator("broker_url")
     @classmethod
     def _known_broker(cls, url: SecretStr) -> SecretStr:
-        if url.get_secret_value().partition("://")[0] not in _BROKERS:
+        scheme = url.get_secret_value().partition("://")[0]
+        if scheme not in _BROKERS:
             raise ValueError("use filesystem://, redis://HOST:6379/0 or amqp://USER@HOST:5672//")
+        if scheme in ("redis", "rediss"):
+            _require("redis", "Redis", "redis")
         return url
 
     @model_validator(mode="after")
@@ -145,6 +151,15 @@ def load_config() -> Config:
         # Raised before validation, when a list-valued variable is not JSON.
         example = '["python", "-m", "engine.process"]'
         raise ConfigError(f"PALATE_ENGINE_COMMAND is not a JSON list such as {example}.") from error
+
+
+def _require(module: str, service: str, extra: str) -> None:
+    """Raise ValueError, with the command that installs it, unless the service's client is there."""
+    if find_spec(module) is None:
+        raise ValueError(
+            f"{service} needs a package that is not installed here ({module}); install it with "
+            f'`.venv/bin/pip install -c constraints.txt -e ".[{extra}]"`'
+        )
 
 
 def _explain(location: tuple[int | str, ...], message: str) -> str:

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Self
 
+from engine.servers.allowed import AllowedServers
 from engine.settings import ModelSettings, RewardSettings, RunSettings
 from store.config import Config
 
@@ -62,6 +63,9 @@ class Permissions:
                 "The reward function runs Python code, so it cannot be used here; start such a run with "
                 "`palate train`, or have the operator set PALATE_REWARD_FUNCTIONS=true."
             )
+        if reward.server is not None:
+            # The engine asks no other server either; said here, no worker is bothered with the run.
+            AllowedServers.from_environment().require(reward.server.url)
         if reward.weights is None:
             return reward
         setting = f"`weights` of the reward {reward.key}"

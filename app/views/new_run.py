@@ -85,7 +85,7 @@ def draw_form(start: RunSettings, family: ModelName, key: str, model_place: Delt
     with model_place:
         start, key = draw_model(start, family, key)
     st.subheader("Rewards", anchor=False)
-    rewards = draw_rewards(start, key)
+    rewards = draw_rewards(start, key, config().reward_functions)
     st.subheader("Main settings", anchor=False)
     values: dict[str, Any] = {"rewards": rewards}
     columns = st.columns(COLUMNS, gap="medium")

@@ -109,7 +109,7 @@ REWARD_INFO: dict[RewardName, RewardInfo] = {
         "How well image and prompt agree: the cosine of their features in any CLIP model.",
         (0.0, 0.5),
         1700.0,
-        licence="MIT (OpenAI's CLIP ViT-L/14); other CLIPs have their own, DFN's is for research",
+        licence="MIT (OpenAI's CLIP ViT-L/14); other CLIPs have their own (DFN: apple-amlr, research only)",
         size_mb=1710.0,
         memory_mb=1300.0,
         milliseconds_on_gpu=15.0,

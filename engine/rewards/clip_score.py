@@ -22,7 +22,7 @@ from engine.settings import RewardSettings
 USUAL_WEIGHTS = REWARD_INFO["clip_score"].usual_weights
 REMEDY = (
     "Set `weights` to the hub id or folder of a transformers CLIP, such as openai/clip-vit-large-patch14 (1.7 GB) or "
-    "apple/DFN5B-CLIP-ViT-H-14-384 (3.9 GB), with config.json, the weights and the tokenizer; an open_clip checkpoint "
+    "apple/DFN5B-CLIP-ViT-H-14-378 (3.9 GB), with config.json, the weights and the tokenizer; an open_clip checkpoint "
     "is made into such a folder by `palate rewards convert FILE --reward clip_score --out FOLDER`."
 )
 

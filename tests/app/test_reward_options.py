@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from engine.servers.allowed import KEYS_VARIABLE, SERVERS_VARIABLE
@@ -36,7 +37,6 @@ def page_with_judge(loopback: Loopback) -> AppTest:
     assert "needs `server`; add it" in at.error[0].value
     assert button(at, "Start the run").disabled is True
     field(at.text_input, "Address").set_value(loopback.url).run()
-    assert not at.error
     return at
 
 
@@ -48,6 +48,7 @@ def test_a_judge_is_set_up_tried_and_launched(workbench: Workbench, monkeypatch:
     with serve(says) as loopback:
         monkeypatch.setenv(SERVERS_VARIABLE, origin_of(loopback))
         at = page_with_judge(loopback)
+        assert not at.error
         field(at.selectbox, "Style").select("question").run()
         field(at.text_area, "Questions, a line each").set_value("Is it sharp?\n\n Is it red? \n").run()
         field(at.number_input, "Concurrency").set_value(2).run()
@@ -65,7 +66,7 @@ def test_a_server_that_is_not_allowed_starts_nothing(workbench: Workbench, monke
         before = len(list_runs(session))
     with serve(says) as loopback:
         at = page_with_judge(loopback)
-        button(at, "Start the run").click().run()
+        assert button(at, "Start the run").disabled is True
         assert loopback.asked == []
     assert f"is not allowed: have the operator add it to {SERVERS_VARIABLE}" in at.error[0].value
     with workbench.database.read() as session:
@@ -93,7 +94,7 @@ def test_a_form_left_as_it_is_keeps_every_option(workbench: Workbench, monkeypat
             {"name": "judge", "server": server, "judge": {"style": "unified_reward"}, "weight": 0.0},
             {"name": "http", "label": "taste", "server": server},
             {"name": "vividness", "gate": 0.25},
-            {"name": "clip_score", "weights": "apple/DFN5B-CLIP-ViT-H-14-384", "revision": "main"},
+            {"name": "clip_score", "weights": "apple/DFN5B-CLIP-ViT-H-14-378", "revision": "main"},
         ]})  # fmt: skip
         # The judge's style has no answer here that it would take as a score.
         monkeypatch.setattr("engine.servers.check.judge", lambda *_: 0.5)
@@ -107,3 +108,27 @@ def test_a_form_left_as_it_is_keeps_every_option(workbench: Workbench, monkeypat
     with workbench.database.read() as session:
         assert list_runs(session)[0].id != run_id
     assert newest(workbench) == settings
+
+
+def test_a_labelled_reward_may_be_used_twice(workbench: Workbench) -> None:
+    at = open_page("new_run")
+    assert not [found for found in at.toggle if found.label == "Compressibility (2)"]
+    field(at.toggle, "Compressibility").set_value(True).run()
+    labels = [found for found in at.text_input if found.label == "Label"]
+    label = next(found for found in labels if "compressibility" in found.key)
+    label.set_value("small").run()
+    field(at.toggle, "Compressibility (2)").set_value(True).run()
+    assert not at.error, at.error
+    button(at, "Start the run").click().run()
+    assert not at.error, at.error
+    used = [reward.key for reward in newest(workbench).rewards if reward.name == "compressibility"]
+    assert used == ["small", "compressibility"]
+
+
+def test_functions_are_offered_where_the_operator_allows_them(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Your own function" not in [found.label for found in open_page("new_run").toggle]
+    monkeypatch.setenv("PALATE_REWARD_FUNCTIONS", "true")
+    st.cache_resource.clear()
+    assert "Your own function" in [found.label for found in open_page("new_run").toggle]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from app.charts import reward_chart, time_chart
 from app.run_data import (
     MAX_CHART_POINTS,
+    failed_scores,
     gains,
     gallery_data,
     reward_names,
@@ -45,6 +48,13 @@ def test_gains_compare_newest_with_step_0() -> None:
 
 def test_resumed_run_without_step_0_has_no_base() -> None:
     assert gains(SETTINGS, [SampleStepRow(20, 0.0, {"vividness": 1.0}, {}, 1.0)])[0].first is None
+
+
+def test_failed_scores_are_told_if_there_are_any() -> None:
+    rows = [metric(1), replace(metric(2), failed_scores=7), metric(3)]
+    assert failed_scores(SETTINGS, [rows[0]]) == ""
+    asked = 3 * SETTINGS.grpo.prompts_per_iteration * SETTINGS.grpo.group_size * 2
+    assert failed_scores(SETTINGS, rows).startswith(f"7 of {asked:,} scores failed, in 1 of 3 iterations;")
 
 
 def test_gallery_keeps_prompts_in_columns() -> None:

@@ -63,3 +63,22 @@ def test_a_password_is_neither_shown_nor_in_a_complaint(monkeypatch: pytest.Monk
     with pytest.raises(ConfigError) as refused:
         load_config()
     assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("variable", "url", "module", "extra"), [
+    ("PALATE_DATABASE_URL", "postgresql+psycopg://u:canary@127.0.0.1/x", "psycopg", "postgres"),
+    ("PALATE_DATABASE_URL", "postgresql://u:canary@127.0.0.1/x", "psycopg", "postgres"),
+    ("PALATE_BROKER_URL", "redis://:canary@127.0.0.1:6379/0", "redis", "redis"),
+    ("PALATE_BROKER_URL", "rediss://:canary@127.0.0.1:6379/0", "redis", "redis"),
+])  # fmt: skip
+def test_a_service_without_its_client_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, variable: str, url: str, module: str, extra: str
+) -> None:
+    monkeypatch.setenv(variable, url)
+    load_config()
+    monkeypatch.setattr("store.config.find_spec", lambda name: None if name == module else object())
+    with pytest.raises(ConfigError) as refused:
+        load_config()
+    command = f'`.venv/bin/pip install -c constraints.txt -e ".[{extra}]"`'
+    assert f"({module}); install it with {command}" in str(refused.value)
+    assert variable in str(refused.value) and "canary" not in str(refused.value)

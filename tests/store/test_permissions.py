@@ -91,3 +91,12 @@ def test_weights_of_a_reward_may_lie_in_a_model_folder(roots: tuple[Path, Path])
 def test_an_installation_permits_its_own_models_and_no_code(tmp_path: Path) -> None:
     permissions = Permissions.of(Config(home=tmp_path))
     assert permissions == Permissions(False, (tmp_path / "models",), ("*",))
+
+
+def test_only_listed_reward_servers_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RunSettings.model_validate({"rewards": [{"name": "http", "server": {"url": "http://127.0.0.1:9000/a"}}]})
+    monkeypatch.setenv("PALATE_REWARD_SERVERS", "http://127.0.0.1:9001")
+    with pytest.raises(ValueError, match=r"The server http://127\.0\.0\.1:9000 is not allowed: have the operator add"):
+        Permissions().checked(settings)
+    monkeypatch.setenv("PALATE_REWARD_SERVERS", "http://127.0.0.1:9000")
+    assert Permissions().checked(settings) == settings
