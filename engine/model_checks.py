@@ -10,7 +10,8 @@ from typing import Any
 from engine.catalogue import MODEL_INFO
 from engine.family_defaults import takes_no_guidance
 from engine.hub import cached_folder
-from engine.pipeline_folders import check_pipeline_folder, read_index, read_json
+from engine.model_size import ModelSize, read_size
+from engine.pipeline_folders import read_index, read_json
 from engine.settings import ModelSettings, RunSettings
 from engine.starting_files import check_start
 
@@ -79,11 +80,31 @@ def check_model(settings: RunSettings) -> None:
     require_source(model)
     folder = folder_here(model)
     if folder is not None:
-        check_pipeline_folder(folder, model.name)
+        _check_resolution(_size(folder, settings), settings)
         check_scheduler(folder)
         _check_guidance(folder, settings)
     if model.start_from is not None:
         check_start(Path(model.start_from), folder)
+
+
+def _size(folder: Path, settings: RunSettings) -> ModelSize:
+    """The sizes of a pipeline's parts, so that every header is read once. Raises ValueError."""
+    try:
+        return read_size(folder, settings)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} is not what diffusers writes: a part or a configuration lacks {error}; download or copy it "
+            "again."
+        ) from error
+
+
+def _check_resolution(size: ModelSize, settings: RunSettings) -> None:
+    resolution, pixels = settings.model.resolution, size.pixels_a_token
+    if resolution is not None and resolution % pixels:
+        raise ValueError(
+            f"model.resolution is {resolution}, but this model draws multiples of {pixels} pixels a side; choose one "
+            "of those, or leave it empty."
+        )
 
 
 def _check_guidance(folder: Path, settings: RunSettings) -> None:

@@ -145,7 +145,6 @@ def permitted(settings: RunSettings) -> RunSettings | None:
     try:
         allowed = Permissions.of(config()).checked(settings)
         check_model(allowed)
-        memory(allowed, folder_here(allowed.model))
     except ValueError as error:
         st.error(str(error), icon=":material/error:")
         return None

@@ -54,6 +54,26 @@ def test_what_is_no_whole_pipeline(folder: Path) -> None:
         check_model(settings_of(folder / "vae"))
 
 
+def test_files_that_end_too_early_or_say_too_little(folder: Path) -> None:
+    shard = folder / SHARD
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1])
+    with pytest.raises(ValueError, match="is not whole: it ends before its tensors do"):
+        check_model(settings_of(folder))
+    shard.write_bytes(data)
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps({"_class_name": "SD3Transformer2DModel"}))
+    with pytest.raises(ValueError, match="a part or a configuration lacks 'sample_size'"):
+        check_model(settings_of(folder))
+
+
+def test_a_size_that_no_tokens_make(folder: Path) -> None:
+    change(folder / "vae" / "config.json", spatial_compression_ratio=16)
+    check_model(settings_of(folder, resolution=64))
+    with pytest.raises(ValueError, match=r"model\.resolution is 720, but this model draws multiples of 32 pixels"):
+        check_model(settings_of(folder, resolution=720))
+
+
 def test_a_scheduler_that_needs_scipy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(folder / "scheduler" / "scheduler_config.json", use_beta_sigmas=True)
     check_model(settings_of(folder))
