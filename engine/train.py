@@ -255,7 +255,7 @@ def update(run: Run, batch: Batch) -> UpdateStats:
         own = batch.share.own(trained)
         terms = accumulate(run, objective, own, len(images))
         norm = clip_gradient(run)
-        if _is_left_out(run, terms.loss, norm):
+        if _is_left_out(run, terms.loss, norm, is_first=not taken):
             run.optimiser.zero_grad(set_to_none=True)
             continue
         run.optimiser.step()
@@ -269,14 +269,15 @@ def update(run: Run, batch: Batch) -> UpdateStats:
     return UpdateStats(loss, grad_norm, drift, clipped_share, sum(run.ranks.gather(num_trained)))
 
 
-def _is_left_out(run: Run, loss: float, grad_norm: float) -> bool:
+def _is_left_out(run: Run, loss: float, grad_norm: float, *, is_first: bool) -> bool:
     """Whether an update is skipped; says so. Raises ValueError, without it, where the run is to stop for it."""
     action, finite = run.settings.guards.action, math.isfinite(loss) and math.isfinite(grad_norm)
     wrong = run.guards.explodes(loss, grad_norm)
     if not wrong:
         return False
     if action == "stop" or (action == "report" and not finite):
-        # No checkpoint: some of this iteration's updates may have been taken.
+        if is_first:  # else the weights are within an iteration, where none can go on
+            save(run)
         raise ValueError(f"Stopped in iteration {run.step + 1}. {wrong}")
     skipped = "This update is skipped. " if action == "skip" else ""
     warn(run, run.step + 1, f"Iteration {run.step + 1}: {skipped}{wrong}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,24 @@ def test_a_run_that_is_to_stop_stops_with_a_checkpoint(tiny_settings: RunSetting
     assert sum(isinstance(event, IterationDone) for event in events) == 2
     assert [event.step for event in events if isinstance(event, SamplesDrawn)] == [0, 2]
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [2]
+
+
+@pytest.mark.parametrize(("update_at_fault", "saved"), [(3, [1]), (4, [])])
+def test_a_stop_for_an_update_saves_what_no_update_of_its_iteration_has_changed(
+    tiny_settings: RunSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    update_at_fault: int,
+    saved: list[int],
+) -> None:
+    """Two updates an iteration: the third is the first of the second iteration."""
+    asked = count(1)
+    monkeypatch.setattr(Guards, "explodes", lambda *_: "No." if next(asked) == update_at_fault else "")
+    events: list[Event] = []
+    settings = _with(tiny_settings, guards={"action": "stop"}, checkpoints={"every": 4})
+    with pytest.raises(ValueError, match=r"^Stopped in iteration 2\. No\.$"):
+        train(settings, tmp_path, events.append)
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == saved
 
 
 @pytest.mark.usefixtures("alarmed")
