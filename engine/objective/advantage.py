@@ -69,7 +69,8 @@ def group_advantages(
 def best_and_worst(advantages: Tensor, count: int) -> Tensor:
     """Indices (long), into (P, G) flattened, of the `count` highest and the `count` lowest advantages of each group.
 
-    Of equal ones the earlier image counts as the higher. Every image, in order, for a count of 0. Raises ValueError if 2·count > G.
+    Of equal ones the earlier image counts as the higher. Every image, in order, for a count of 0.
+    Raises ValueError if 2·count > G.
     """
     num_groups, group_size = advantages.shape
     if count == 0:
