@@ -14,7 +14,7 @@ from app.field_shapes import describe
 from app.reward_options import draw_options
 from engine.builtin import WEIGHTS
 from engine.catalogue import REWARD_INFO
-from engine.memory_estimate import estimate_memory, in_words
+from engine.memory_advice import in_words
 from engine.model_size import ModelSize, read_size
 from engine.settings import REWARD_OPTIONS, RewardName, RunSettings
 from engine.work import mean_work
@@ -187,7 +187,7 @@ def memory(settings: RunSettings, folder: Path | None = None) -> str:
     `folder` holds the model, if it is another than the built-in one; it may be read, unlike whatever a text names.
     """
     size = _size_of(settings, folder)
-    return "" if size is None else in_words(estimate_memory(size, settings), settings)
+    return "" if size is None else in_words(size, settings)
 
 
 def _size_of(settings: RunSettings, folder: Path | None) -> ModelSize | None:

@@ -124,7 +124,8 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     ("no space left", "The disk is full. Free some space (older runs take the most), then retry: it goes on from the "
      "newest checkpoint."),
     ("out of memory", "The machine ran out of memory. Lower compute.micro_batch or grpo.group_size under Advanced in a "
-     "new run, or close other programs and retry."),
+     "new run, set tuning.gradient_checkpointing and, on a GPU, compute.offload to true, or close other programs and "
+     "retry."),
     ("cannot allocate memory", "The machine ran out of memory. Lower compute.micro_batch in a new run, or retry."),
     ("exit code -9", "The operating system ended the training process, most often because memory ran out. Lower "
      "compute.micro_batch in a new run, or close other programs and retry."),

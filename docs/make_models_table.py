@@ -15,7 +15,8 @@ import diffusers
 import torch
 
 from engine.catalogue import MODEL_INFO
-from engine.memory_estimate import GIB, estimate_memory
+from engine.memory_advice import GIB
+from engine.memory_estimate import estimate_memory
 from engine.model_size import ModelSize, read_size
 from engine.models import model_folder
 from engine.settings import ModelName, RunSettings
@@ -47,6 +48,7 @@ EXPLANATION = """\
   guidance above 1, which takes two forwards where it is classifier-free; the built-in model stays in float32. Weights,
   gradients and optimiser state are exact. Activations were within a factor of 2.5 of what small models of all
   families, two sizes each, keep on a CPU without checkpointing.
+- **LoRA on nf4**: the same with `model.quantisation: nf4` ([small GPUs](guides/small-gpus.md)).
 - **On top** come the autoencoder, the CUDA context, what fragments waste, and rewards that are models. Text encoders
   leave once the prompts are encoded (`compute.embedding_cache`), but until then stand beside the frozen transformer,
   which may take more than a LoRA's training. A run says its own estimate, with its encoders counted.
@@ -125,8 +127,8 @@ MODELS = (
 def page() -> str:
     """The whole page as Markdown."""
     rows = [
-        "| `model.name` | model | weights | authors say | image | LoRA | full | tests |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| `model.name` | model | weights | authors say | image | LoRA on nf4 | LoRA | full | tests |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         own_row(),
         *(published_row(model) for model in MODELS),
     ]
@@ -168,16 +170,18 @@ def published_size(model: Published) -> ModelSize:
 def row(family: ModelName, title: str, size: ModelSize, stated: str, tests: str) -> str:
     """A row of the table."""
     small = size.num_weights < 1e8
-    estimates = [estimate_memory(size, run_settings(family, method)) for method in ("lora", "full")]
-    lora, full = (f"{estimate.training / GIB:.{2 if small else 0}f}" for estimate in estimates)
+    kinds = (run_settings(family, "lora", "nf4"), run_settings(family, "lora"), run_settings(family, "full"))
+    estimates = [estimate_memory(size, settings) for settings in kinds]
+    nf4, lora, full = (f"{estimate.training / GIB:.{2 if small else 0}f}" for estimate in estimates)
     weights = f"{size.num_weights / 1e9:.{4 if small else 2}f}"
     side = MODEL_INFO[family].image_size
-    return f"| `{family}` | {title} | {weights} | {stated} | {side}×{side} | {lora} | {full} | {tests} |"
+    return f"| `{family}` | {title} | {weights} | {stated} | {side}×{side} | {nf4} | {lora} | {full} | {tests} |"
 
 
-def run_settings(family: ModelName, method: str) -> RunSettings:
+def run_settings(family: ModelName, method: str, quantisation: str = "none") -> RunSettings:
     """Settings by which a run of the family would be started; no file is looked for."""
     model = {"name": family} if family == "builtin" else {"name": family, "folder": ".", "precision": "bfloat16"}
+    model["quantisation"] = quantisation
     return RunSettings.model_validate({
         "model": model, "rewards": [{"name": "vividness"}], "sampling": {"guidance_scale": _GUIDANCE_SCALE},
         "tuning": {"method": method, "gradient_checkpointing": True},

@@ -36,7 +36,8 @@ window: {size: 4, strategy: progressive}
 
 Beyond the ranges below: at least one reward weighs more than 0, each reward is named once (or has a label of its own),
 the window leaves the last step out (`window.size` at most `sampling.num_steps` − 1), `sampling.shared_prefix` needs
-`sampling.shared_noise`,
+`sampling.shared_noise`, `model.quantisation` needs `tuning.method: lora`, `optimiser.name: adamw_8bit` needs
+`compute.sharding: none`,
 `grpo.best_and_worst` is at most half of `grpo.group_size`, `method: nft` needs `sampling.shared_noise` off, there are
 at most as many processes as prompts an iteration, and `compute.sharding: fsdp` needs `tuning.method: full` and equally
 many prompts for every process.

@@ -25,11 +25,13 @@ Tell = Callable[[str], None]
 
 _DOING: dict[Phase, str] = {"sample": "drawing", "decode": "decoding", "score": "scoring", "train": "training"}
 _REMEDIES: dict[Phase, str] = {
-    "sample": "Lower model.resolution, set model.precision to bfloat16, or use a GPU with more memory.",
-    "decode": "Lower model.resolution, or use a GPU with more memory.",
+    "sample": "Set model.precision to bfloat16 and compute.offload to true, train a LoRA with model.quantisation int8, "
+    "lower model.resolution, or use a GPU with more memory.",
+    "decode": "Set model.vae_tile to 512 and compute.offload to true, lower model.resolution, or use a GPU with more "
+    "memory.",
     "score": "Lower model.resolution, leave out the largest reward, or use a GPU with more memory.",
-    "train": "Set tuning.gradient_checkpointing to true, train a LoRA (tuning.method) instead of all weights, lower "
-    "model.resolution, or use a GPU with more memory.",
+    "train": "Set tuning.gradient_checkpointing and compute.offload to true, train a LoRA (tuning.method) instead of "
+    "all weights, set model.quantisation to int8, lower model.resolution, or use a GPU with more memory.",
 }
 
 

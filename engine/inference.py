@@ -17,6 +17,7 @@ from engine.artifacts.trained import TrainedWeights, locate_checkpoint, read_tra
 from engine.batching import fixed_size, fixed_sizes
 from engine.evaluation import Sample, draw, save_images
 from engine.models import TextToImage, load_model, model_folder
+from engine.models.placement import place, place_transformer
 from engine.models.velocity import prompt_velocity
 from engine.quiet import quiet_libraries
 from engine.reports import GENERATION_NAME, DrawingModel, DrawingSettings, DrawnImage, Generation
@@ -152,8 +153,9 @@ def _load(source: Source, drawing: DrawingSettings) -> tuple[TextToImage, Sample
     # Both models of a pair draw alike, whatever each run's own precision and resolution.
     alike = {"resolution": drawing.resolution, "precision": drawing.precision}
     with quiet_libraries():
-        model = load_model(source.settings.model.model_copy(update=alike))
-        model.to(torch.device(drawing.device))
+        device = torch.device(drawing.device)
+        model = place(load_model(source.settings.model.model_copy(update=alike)), source.settings, device)
+        place_transformer(model, source.settings, device)
         if source.trained is None:
             return model, sample_ode
         num_tuned = num_tuned_steps(source.hybrid, drawing.num_steps)

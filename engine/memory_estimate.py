@@ -1,26 +1,34 @@
 """How much memory a run will take, before it starts: from headers of its files and the settings (free of torch).
 
 Weights, gradients and optimiser state are counted exactly. Activations are estimated: a layer that maps `in` to `out`
-numbers keeps about `in + out` of them a token for the backward pass. The CUDA context, fragments and models that score
+numbers keeps about `in + out` of them a token for the backward pass, and an autoencoder's last layers, at full size,
+hold a few times their channels a pixel. The CUDA context, fragments and models that score
 come on top. `engine/probing.py` measures, once a GPU holds the model, what is estimated here.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.model_size import ModelSize, is_adapted
-from engine.settings import RunSettings
+from engine.settings import OptimiserName, RunSettings
 from engine.tensor_headers import TensorShape
 from engine.work import num_passes
 
-GIB = 2**30
 # Numbers kept for the backward pass, over the inputs and outputs of the blocks' layers, as measured on small models of
 # every family: where a LoRA of the blocks is trained, and where more is. Within a factor of 2.5, either way.
 _KEPT_BY_ADAPTER, _KEPT_BY_MORE = 1.2, 1.5
-# Of a GPU's memory: the rest is the CUDA context's, and lost to fragments.
-_USABLE_SHARE = 0.85
+# Numbers an autoencoder holds at once for a pixel, over its last layer's channels: in two dimensions, and as frames.
+_HELD_BY_IMAGES, _HELD_BY_FRAMES = 6, 18
+# A layer of a block that is a child of the transformer: what engine/models/quantisation.py rounds.
+_ROUNDED = re.compile(r"^\w+\.\d+\.\w.*\.weight$")
+_LEVELS_BYTES = 16 * 4  # of a 4-bit weight
+_NF4_BLOCK, _OPTIMISER_BLOCK = 64, 256
+# Smaller weights have their moments in 32 bits.
+_SMALLEST_IN_8_BITS = 4096
+_LAST_LAYER = re.compile(r"^decoder\.conv_out\.(?:conv\.)?weight$")
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 _MODULATION = re.compile(r"norm|mod\b|_mod\.|modulation|adaLN")
 _TEXT_STREAM = re.compile(r"\.add_[qkv]_proj|to_add_out|ff_context|txt_mlp|norm_added|txt_mod|norm1_context")
@@ -31,12 +39,14 @@ class MemoryEstimate:
     """Bytes of a GPU's memory, by what takes them.
 
     Attributes:
-        weights: the transformer's; trained ones are float32.
+        weights: the transformer's; trained ones are float32, frozen ones of the blocks may be held in fewer bits.
         adapter, gradients, optimiser: the LoRA; of the trained weights; AdamW's two moments of each.
         copies: the base model that updates are compared with, and trained weights in the precision of the arithmetic.
         activations: of one image in training.
-        encoders, autoencoder: weights. Encoders leave once the prompts are encoded, with `compute.embedding_cache`.
-        start, training: the most at once while prompts are encoded, and in training.
+        encoders, autoencoder: weights. Encoders leave once the prompts are encoded, with `compute.embedding_cache`;
+            both rest elsewhere while they do not work, with `compute.offload`.
+        start, training, decoding: the most at once while prompts are encoded, in training, and while an image is
+            decoded.
     """
 
     weights: int
@@ -49,39 +59,88 @@ class MemoryEstimate:
     autoencoder: int
     start: int
     training: int
+    decoding: int
 
     @property
     def peak(self) -> int:
         """The most at once."""
-        return max(self.start, self.training)
+        return max(self.start, self.training, self.decoding)
 
 
 def estimate_memory(size: ModelSize, settings: RunSettings) -> MemoryEstimate:
     """What a run with these settings holds, with one image at a time in training."""
-    tuning, half = settings.tuning, settings.model.precision == "bfloat16"
+    tuning, half, offload = settings.tuning, settings.model.precision == "bfloat16", settings.compute.offload
     frozen = 2 if half and settings.model.name != "builtin" else 4
     full = tuning.method == "full"
     trained = size.num_weights if full else adapter_weights(size, settings)
-    weights = size.num_weights * (4 if full else frozen)
+    held = frozen_bytes(size, settings, frozen)
+    weights = 4 * trained if full else held
     adapter = 0 if full else 4 * trained
     kept = 4 * trained if full and _keeps_base(settings) else 0
     copies = kept + (2 * trained if half else 0)
     encoders, autoencoder = frozen * size.encoders, 4 * size.autoencoder
-    gradients, optimiser = 4 * trained, 8 * trained
+    gradients, optimiser = 4 * trained, moments_bytes(_trained_counts(size, settings), settings.optimiser.name)
     activations = activation_bytes(size, settings)
-    stays = 0 if settings.compute.embedding_cache else encoders
+    idle = 0 if offload else autoencoder + (0 if settings.compute.embedding_cache else encoders)
+    always = weights + adapter + optimiser + copies + idle
     return MemoryEstimate(
         weights=weights, adapter=adapter, gradients=gradients, optimiser=optimiser, copies=copies,
         activations=activations, encoders=encoders, autoencoder=autoencoder,
-        start=frozen * size.num_weights + encoders + autoencoder,
-        training=weights + adapter + gradients + optimiser + copies + activations + autoencoder + stays,
+        # Offloaded, the transformer comes when the encoders are gone.
+        start=max(held, encoders) if offload else held + encoders + autoencoder,
+        training=always + gradients + activations,
+        decoding=always + decoding_bytes(size, settings) + (autoencoder if offload else 0),
     )  # fmt: skip
+
+
+def frozen_bytes(size: ModelSize, settings: RunSettings, each: int) -> int:
+    """Bytes of the transformer's frozen weights, `each` bytes a weight where they are not held in fewer bits."""
+    kind = settings.model.quantisation
+    rounded = [
+        shape for name, shape in size.transformer.items()
+        if kind != "none" and _ROUNDED.match(name) and len(shape.shape) == 2
+    ]  # fmt: skip
+    whole = size.num_weights - sum(shape.num_elements for shape in rounded)
+    if kind == "int8":
+        return each * whole + sum(shape.num_elements + 4 * shape.shape[0] for shape in rounded)
+    return each * whole + sum(
+        -(-shape.num_elements // 2) + 4 * -(-shape.num_elements // _NF4_BLOCK) + _LEVELS_BYTES for shape in rounded
+    )
+
+
+def moments_bytes(counts: Sequence[int], optimiser: OptimiserName) -> int:
+    """Bytes of AdamW's two moments of tensors with so many trained weights each."""
+    if optimiser == "adamw":
+        return 8 * sum(counts)
+    small = sum(count for count in counts if count < _SMALLEST_IN_8_BITS)
+    return 8 * small + sum(
+        2 * (count + 4 * -(-count // _OPTIMISER_BLOCK)) for count in counts if count >= _SMALLEST_IN_8_BITS
+    )
+
+
+def _trained_counts(size: ModelSize, settings: RunSettings) -> list[int]:
+    """Numbers in each trained tensor: all of the transformer's, or a LoRA's two a layer."""
+    if settings.tuning.method == "full":
+        return [shape.num_elements for shape in size.weights.values()]
+    adapted = [shape for name, shape in size.transformer.items() if is_adapted(name, shape, settings)]
+    return [settings.tuning.rank * side for shape in adapted for side in shape.shape]
+
+
+def decoding_bytes(size: ModelSize, settings: RunSettings) -> int:
+    """Bytes that an autoencoder holds besides its weights while it decodes an image, or a tile of it; 0 if unknown."""
+    last = next((shape.shape for name, shape in size.decoder.items() if _LAST_LAYER.match(name)), None)
+    if last is None:
+        return 0
+    colours, channels, *kernel = last
+    side = size.side(settings)
+    at_once = min(side, settings.model.vae_tile or side)
+    held = _HELD_BY_FRAMES if len(kernel) == 3 else _HELD_BY_IMAGES
+    return 4 * (held * channels * at_once**2 + colours * side**2)
 
 
 def adapter_weights(size: ModelSize, settings: RunSettings) -> int:
     """Weights of the run's LoRA: rank · (in + out) of every layer that it adapts."""
-    adapted = [shape for name, shape in size.transformer.items() if is_adapted(name, shape, settings)]
-    return settings.tuning.rank * sum(sum(shape.shape) for shape in adapted)
+    return sum(_trained_counts(size, settings))
 
 
 def activation_bytes(size: ModelSize, settings: RunSettings) -> int:
@@ -111,36 +170,6 @@ def _numbers_kept(layers: list[tuple[str, TensorShape]], image: int, text: int) 
         sum(shape.shape[:2]) * ((text if _TEXT_STREAM.search(name) else image) if two_streams else image + text)
         for name, shape in layers
     )
-
-
-def in_words(estimate: MemoryEstimate, settings: RunSettings, available: int | None = None) -> str:
-    """The estimate in a sentence or two: what a run takes, and what to change where a GPU has fewer bytes."""
-    text = (
-        f"About {_size(estimate.peak)} of GPU memory with one image at a time: {_size(estimate.start)} while prompts "
-        f"are encoded, {_size(estimate.training)} in training ({_size(estimate.weights)} weights, "
-        f"{_size(estimate.adapter + estimate.gradients + estimate.optimiser + estimate.copies)} for what is trained, "
-        f"{_size(estimate.activations)} activations); rewards that are models come on top."
-    )
-    if available is None or estimate.peak <= _USABLE_SHARE * available:
-        return text
-    return f"{text} That will hardly fit this GPU's {_size(available)}: {_remedy(estimate, settings)}."
-
-
-def _remedy(estimate: MemoryEstimate, settings: RunSettings) -> str:
-    """What to change, the least loss first."""
-    if settings.model.precision == "float32" and settings.model.name != "builtin":
-        return "set model.precision to bfloat16"
-    if estimate.start > estimate.training:
-        return "encoding the prompts takes most, so use a GPU with more memory"
-    if not settings.tuning.gradient_checkpointing:
-        return "set tuning.gradient_checkpointing to true"
-    if settings.tuning.method == "full":
-        return "set tuning.method to lora, or share the weights among several GPUs with compute.sharding"
-    return "lower model.resolution, or use a GPU with more memory"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.0f} MiB"
 
 
 def _keeps_base(settings: RunSettings) -> bool:

@@ -21,6 +21,7 @@ from engine.pipeline_folders import (
     check_pipeline_folder,
     missing_files,
     part_names,
+    pixels_a_latent,
     read_index,
     read_json,
     tensor_shapes,
@@ -68,9 +69,14 @@ class ModelSize:
     decoder: Mapping[str, TensorShape] = field(default_factory=dict)
 
     @property
+    def weights(self) -> dict[str, TensorShape]:
+        """Those of the transformer by name, without tables that are in its file."""
+        return {name: shape for name, shape in self.transformer.items() if name != _BUFFER}
+
+    @property
     def num_weights(self) -> int:
         """Of the transformer."""
-        return sum(shape.num_elements for name, shape in self.transformer.items() if name != _BUFFER)
+        return sum(shape.num_elements for shape in self.weights.values())
 
     def side(self, settings: RunSettings) -> int:
         """Pixels a side of the run's images."""
@@ -89,7 +95,7 @@ def read_size(folder: Path, settings: RunSettings) -> ModelSize:
     shapes = {part: tensor_shapes(weight_files(path)) for part, path in parts.items()}
     sums = {part: sum(shape.num_elements for shape in tensors.values()) for part, tensors in shapes.items()}
     vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
-    pixels, own = _pixels_a_latent(vae), str(transformer.get("_class_name")).startswith(_WITH_OWN_SIDE)
+    pixels, own = pixels_a_latent(vae), str(transformer.get("_class_name")).startswith(_WITH_OWN_SIDE)
     return ModelSize(
         transformer=shapes["transformer"],
         encoders=sum(count for part, count in sums.items() if part.startswith("text_encoder")),
@@ -122,13 +128,6 @@ def _folder_of(model: ModelSettings) -> Path | None:
     if not isinstance(index, str) or missing_files(Path(index).parent):
         return None
     return Path(index).parent
-
-
-def _pixels_a_latent(vae: Mapping[str, Any]) -> int:
-    """Pixels a side that a latent covers: a halving for all but one of the autoencoder's levels."""
-    lists = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
-    widths = next((vae[key] for key in lists if key in vae), [0] * 4)
-    return int(vae.get("spatial_compression_ratio") or 2 ** (len(widths) - 1))
 
 
 def _latents_a_token(transformer: Mapping[str, Any]) -> int:

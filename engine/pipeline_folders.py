@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,13 @@ def weight_files(part: Path) -> list[Path]:
 def _is_variant(path: Path) -> bool:
     """Whether a file holds weights of a variant, which its name tells before the ending: model.fp16.safetensors."""
     return "." in path.name.partition(".safetensors")[0]
+
+
+def pixels_a_latent(vae: Mapping[str, Any]) -> int:
+    """Pixels a side that a latent covers, by an autoencoder's config: a halving for all but one of its levels."""
+    lists = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+    widths = next((vae[key] for key in lists if key in vae), [0] * 4)
+    return int(vae.get("spatial_compression_ratio") or 2 ** (len(widths) - 1))
 
 
 def tensor_shapes(files: Sequence[Path]) -> dict[str, TensorShape]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.batching import BatchSize
 from engine.events import Message
 from engine.memory import device_memory, largest_batch
+from engine.memory_estimate import moments_bytes
 from engine.models import PromptEmbeddings
 from engine.models.velocity import prompt_velocity
 from engine.run import Run
@@ -93,4 +94,4 @@ def _training(run: Run, prompt: PromptEmbeddings) -> Callable[[int], object]:
 def _reserved(run: Run) -> int:
     """Bytes that AdamW will hold from its first step on: two moments of every weight that has none yet."""
     new = [parameter for parameter in run.trainable.parameters.values() if parameter not in run.optimiser.state]
-    return sum(2 * parameter.numel() * parameter.element_size() for parameter in new)
+    return moments_bytes([parameter.numel() for parameter in new], run.settings.optimiser.name)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from engine.artifacts.checkpoint import Checkpoint, save_checkpoint
 from engine.batching import BatchSizes, fixed_size, fixed_sizes
@@ -18,16 +19,18 @@ from engine.compilation import compile_blocks
 from engine.event_log import checkpoint_saved
 from engine.events import Event, Message
 from engine.guards import Guards
-from engine.memory_estimate import estimate_memory, in_words
+from engine.memory_advice import in_words
 from engine.model_size import read_size
 from engine.models import PromptEmbeddings, TextToImage, load_model, model_folder
 from engine.models.embedding_cache import EmbeddingCache, cache_root, fingerprint
+from engine.models.placement import place, place_transformer
+from engine.optimiser import make_optimiser, optimiser_tensors, restore_optimiser
 from engine.prompts import RunPrompts, load_prompts, prompts_of_iteration
 from engine.ranks import ALONE, Ranks
 from engine.rewards import Reward, make_rewards
 from engine.sampling.sde import Kernel, make_kernel
 from engine.settings import RunSettings
-from engine.sharding import kept_copy, parted, shard, whole
+from engine.sharding import shard, whole
 from engine.tuning import RunningAverage, Trainable, make_trainable
 from engine.versions import versions
 
@@ -54,7 +57,7 @@ class Run:
     prompts: RunPrompts
     rewards: dict[str, Reward]
     trainable: Trainable
-    optimiser: torch.optim.AdamW
+    optimiser: Optimizer
     kernel: Kernel
     average: RunningAverage | None
     sampler: RunningAverage | None
@@ -105,24 +108,24 @@ def prepare(
         wanted = f"{settings.model.hub_id} at {settings.model.revision or 'main'}"
         emit(Message(time=time.time(), text=f"Loading {wanted}; what is not here yet is downloaded."))
     if model is None and device.type == "cuda" and ranks.is_main and not ranks.sharded:
-        estimate = estimate_memory(read_size(model_folder(settings.model), settings), settings)
+        size = read_size(model_folder(settings.model), settings)
         available = torch.cuda.get_device_properties(device).total_memory
-        emit(Message(time=time.time(), text=in_words(estimate, settings, available)))
-    given, model = model, model or load_model(settings.model)
+        emit(Message(time=time.time(), text=in_words(size, settings, available)))
+    caches = model is None and settings.compute.embedding_cache
+    model = model or load_model(settings.model)
     if ranks.sharded:
         # First: no device need hold the whole of it.
         shard(model.transformer, ranks, device)
-    model.to(device)
+    model = place(model, settings, device)
     encode: Encode = model.encode
-    if given is None and settings.compute.embedding_cache:
+    if caches:
         encode = _cached_encoder(settings, model, device, prompts, emit=emit, ranks=ranks)
+    place_transformer(model, settings, device)
     trainable = make_trainable(model, settings.tuning, settings.seed, keep_base=_needs_base(settings))
     if settings.compute.compile:
         compile_blocks(model.transformer)
     options = settings.optimiser
-    optimiser = torch.optim.AdamW(
-        trainable.parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay
-    )
+    optimiser = make_optimiser(trainable.parameters.values(), options)
     average = RunningAverage(trainable.state(), options.ema_decay) if options.ema_decay > 0 else None
     sampler = RunningAverage(trainable.state(), settings.nft.sampler_decay) if settings.method == "nft" else None
     run = Run(
@@ -195,7 +198,7 @@ def save(run: Run) -> None:
     run.saved_step = run.step
     name = "adapter" if run.settings.tuning.method == "lora" else "transformer"
     tensors = {f"{name}.safetensors": _in_one_piece(run, run.trainable.state())}
-    tensors["optimiser.safetensors"] = _in_one_piece(run, _optimiser_tensors(run))
+    tensors["optimiser.safetensors"] = _in_one_piece(run, optimiser_tensors(run.optimiser, run.trainable.parameters))
     if run.average is not None:
         tensors["ema.safetensors"] = _in_one_piece(run, run.average.average)
     if run.sampler is not None:
@@ -230,29 +233,11 @@ def _in_one_piece(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return pieces
 
 
-def _optimiser_tensors(run: Run) -> dict[str, Tensor]:
-    """AdamW's state as named tensors: `<weight>/<exp_avg | exp_avg_sq | step>`."""
-    return {
-        f"{name}/{key}": kept_copy(value)
-        for name, parameter in run.trainable.parameters.items()
-        for key, value in run.optimiser.state.get(parameter, {}).items()
-    }
-
-
 def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Set weights, averages, optimiser state and step to the checkpoint's."""
     name = "adapter" if run.settings.tuning.method == "lora" else "transformer"
     run.trainable.load(checkpoint.tensors[f"{name}.safetensors"])
-    states: dict[str, dict[str, Any]] = {}
-    for key, value in checkpoint.tensors["optimiser.safetensors"].items():
-        weight, entry = key.rsplit("/", 1)
-        states.setdefault(weight, {})[entry] = value
-    for weight, state in states.items():
-        parameter = run.trainable.parameters[weight]
-        run.optimiser.state[parameter] = {
-            entry: value if entry == "step" else parted(value.to(parameter.device), parameter)
-            for entry, value in state.items()
-        }
+    restore_optimiser(run.optimiser, run.trainable.parameters, checkpoint.tensors["optimiser.safetensors"])
     if run.average is not None:
         run.average.average = run.trainable.parted(checkpoint.tensors["ema.safetensors"])
     if run.sampler is not None:

@@ -18,11 +18,13 @@ from engine.models.flux2 import Flux2
 from engine.models.flux2_klein import Flux2Klein
 from engine.models.hunyuan_image import HunyuanImage
 from engine.models.lumina2 import Lumina2
+from engine.models.pipeline_model import PipelineModel
 from engine.models.qwen_image import QwenImage
 from engine.models.sana import Sana
 from engine.models.source import OWN_WEIGHTS, base_in_words, model_folder, pinned
 from engine.models.stable_diffusion_3 import StableDiffusion3
 from engine.models.starting_point import start_from
+from engine.models.tiling import tiling_of
 from engine.models.z_image import ZImage
 from engine.settings import ModelName, ModelSettings
 
@@ -31,7 +33,7 @@ __all__ = [
     "model_folder", "pinned",
 ]  # fmt: skip
 
-MODELS: dict[ModelName, Callable[[Path, ModelSettings], TextToImage]] = {
+MODELS: dict[ModelName, Callable[[Path, ModelSettings], PipelineModel]] = {
     "builtin": StableDiffusion3.from_folder,
     "flux": Flux.from_folder,
     "sd3": StableDiffusion3.from_folder,
@@ -55,13 +57,17 @@ GUIDANCE_ARGUMENTS: dict[ModelName, Callable[[float], dict[str, Any]]] = {
 }
 
 
-def load_model(model: ModelSettings) -> TextToImage:
+def load_model(model: ModelSettings) -> PipelineModel:
     """The model the settings name, on the CPU, with the weights it starts from.
 
-    Raises ValueError if it cannot be had, or is not of that family, or what it is to start from does not fit.
+    Raises ValueError if it cannot be had, or is not of that family, or what it is to start from does not fit, or it
+    cannot decode in such tiles.
     """
     folder = model_folder(model)
+    tiling = None if model.vae_tile is None else tiling_of(folder, model.vae_tile)
     loaded = MODELS[model.name](folder, model)
+    if tiling is not None:
+        tiling.apply(loaded.pipeline.vae)
     if model.start_from is not None:
         start_from(Path(model.start_from), loaded.transformer, folder)
     return loaded

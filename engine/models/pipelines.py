@@ -21,12 +21,14 @@ from engine.settings import ModelSettings
 def load_pipeline(kind: type, folder: Path, settings: ModelSettings) -> Any:
     """A published family's pipeline, its frozen weights in the precision of the arithmetic, all but the autoencoder's.
 
-    Images are decoded one at a time: a megapixel takes gigabytes. Raises ValueError if the folder holds another class.
+    Images are decoded one at a time, unless the settings say otherwise: a megapixel takes gigabytes. Raises ValueError
+    if the folder holds another class.
     """
     check_folder(kind, folder, settings)
     weights = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     pipeline = open_pipeline(folder, {"default": weights, "vae": torch.float32})
-    pipeline.vae.enable_slicing()
+    if settings.vae_slicing:
+        pipeline.vae.enable_slicing()
     return pipeline
 
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from engine.extras import missing_extra
 from engine.rewards.base import Pixels, Scores
-from engine.rewards.extras import missing_extra
 
 _QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]')
 
@@ -29,7 +29,7 @@ class Ocr:
         try:
             from rapidocr_onnxruntime import RapidOCR  # noqa: PLC0415 - an extra, for this reward alone
         except ImportError as error:
-            raise missing_extra("ocr", "rewards", error) from error
+            raise missing_extra("The reward ocr", "rewards", error) from error
         self._reader = RapidOCR(intra_op_num_threads=torch.get_num_threads())
 
     def check_prompts(self, prompts: Sequence[str]) -> None:

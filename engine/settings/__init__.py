@@ -29,6 +29,7 @@ from engine.settings.training import (
     EvaluationSettings,
     GuardSettings,
     LearningRateSchedule,
+    OptimiserName,
     OptimiserSettings,
     TuningSettings,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "ModelName",
     "ModelSettings",
     "NftSettings",
+    "OptimiserName",
     "OptimiserSettings",
     "PositiveInt",
     "PromptSettings",

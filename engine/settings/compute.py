@@ -30,6 +30,10 @@ class ComputeSettings(Section):
         True,
         description="Encode each prompt once, keep its embeddings in your cache folder, and free the text encoders.",
     )
+    offload: bool = Field(
+        False,
+        description="Keep text encoders and autoencoder in the CPU's memory, and on the GPU only while they work.",
+    )
     compile: bool = Field(
         False,
         description="Compile the transformer's blocks with torch.compile, for drawing and training alike.",

@@ -50,6 +50,19 @@ class ModelSettings(Section):
         description="Precision of the transformer's arithmetic, and of frozen weights (not the built-in model's); "
         "log-probabilities and trained weights are always float32.",
     )
+    quantisation: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="Frozen weights of the blocks in 8 or 4 bits while a LoRA is trained; the arithmetic stays that of "
+        "model.precision. nf4 needs the extra quantisation.",
+    )
+    vae_slicing: bool = Field(
+        True, description="Decode a batch's images one after the other (the built-in model's are decoded together)."
+    )
+    vae_tile: int | None = Field(
+        None, ge=16, le=4096, multiple_of=16,
+        description="Decode images in overlapping tiles of so many pixels a side: less memory, slightly other images; "
+        "empty = whole.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

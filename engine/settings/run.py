@@ -55,6 +55,7 @@ class RunSettings(Section):
         self._check_window()
         self._check_images()
         self._check_processes()
+        self._check_quantisation()
         if self.method == "nft":
             self._check_nft()
         return self
@@ -128,6 +129,18 @@ class RunSettings(Section):
             raise ValueError(
                 f'With compute.sharding "fsdp" every process needs equally many prompts: grpo.prompts_per_iteration '
                 f"({num_prompts}) must be a multiple of compute.num_processes ({num_processes})."
+            )
+
+    def _check_quantisation(self) -> None:
+        if self.model.quantisation != "none" and self.tuning.method == "full":
+            raise ValueError(
+                f'model.quantisation "{self.model.quantisation}" holds frozen weights in fewer bits, and tuning.method '
+                '"full" trains them all; train a LoRA (tuning.method "lora"), or set model.quantisation to "none".'
+            )
+        if self.optimiser.name == "adamw_8bit" and self.compute.sharding != "none":
+            raise ValueError(
+                'optimiser.name "adamw_8bit" knows no weights held in parts (compute.sharding "fsdp"); use "adamw", '
+                "whose moments the processes share."
             )
 
     def _check_nft(self) -> None:

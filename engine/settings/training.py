@@ -8,12 +8,17 @@ from pydantic import Field
 
 from engine.settings.section import PositiveInt, Section, UnitInterval
 
+OptimiserName = Literal["adamw", "adamw_8bit"]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
 
 
 class OptimiserSettings(Section):
     """AdamW."""
 
+    name: OptimiserName = Field(
+        "adamw",
+        description="AdamW's two moments of a weight in 32 bits each, or in 8 (needs the extra quantisation).",
+    )
     learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="AdamW learning rate, where it is highest.")
     schedule: LearningRateSchedule = Field(
         "constant", description="Whether the learning rate stays, or falls to 0 at the run's end."

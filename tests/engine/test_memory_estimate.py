@@ -12,11 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.memory_estimate import GIB, MemoryEstimate, activation_bytes, estimate_memory, in_words
+from engine.memory_estimate import MemoryEstimate, activation_bytes, decoding_bytes, estimate_memory, moments_bytes
 from engine.model_size import read_size
+from engine.models import load_model
+from engine.models.int8_linear import Int8Linear
+from engine.models.nf4_linear import Nf4Linear
+from engine.models.quantisation import quantise
 from engine.models.velocity import prompt_velocity
-from engine.settings import RunSettings
+from engine.optimiser import make_optimiser
+from engine.settings import OptimiserSettings, RunSettings
 from engine.tuning import make_trainable
+from tests.engine.limited_memory import LimitedMemory
 from tests.engine.models.families import MEASURED, open_model, other_size
 
 # diffusers' own code, as in tests/engine/models/test_families.py
@@ -115,22 +121,69 @@ def test_encoders_and_autoencoder_are_counted(folder_of: Callable[[str], Path]) 
     assert estimate.start == estimate.weights + estimate.encoders + estimate.autoencoder
 
 
-def test_words_say_what_to_change() -> None:
-    sizes = {"weights": 24, "adapter": 1, "gradients": 1, "optimiser": 2, "copies": 0, "activations": 12}
-    rest = {"encoders": 9, "autoencoder": 1, "start": 34, "training": 41}
-    estimate = MemoryEstimate(**{name: count * GIB for name, count in (sizes | rest).items()})
-    half = {"name": "flux", "precision": "bfloat16"}
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_base_in_fewer_bits_is_counted_to_the_byte(name: str, kind: str, folder_of: Callable[[str], Path]) -> None:
+    folder = folder_of(name)
+    settings = settings_of(name, folder, rank=4)
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"quantisation": kind})})
+    model = open_model(MEASURED[name], folder)
+    quantise(model.transformer, kind, torch.device("cpu"))
+    held = list(model.transformer.parameters())
+    for layer in model.transformer.modules():
+        if isinstance(layer, Int8Linear):
+            held.append(layer.scale)
+        elif isinstance(layer, Nf4Linear):
+            held += [layer.quant_state.absmax, layer.quant_state.code]
+    estimate = estimate_memory(read_size(folder, settings), settings)
+    assert estimate.weights == num_bytes(held)
+    assert estimate.start == estimate.weights + estimate.encoders + estimate.autoencoder
 
-    def said(gib: int, model: dict[str, Any], **tuning: Any) -> str:
-        settings = RunSettings.model_validate({"model": model, "tuning": tuning, "rewards": [{"name": "vividness"}]})
-        return in_words(estimate, settings, gib * GIB)
 
-    assert said(80, half).startswith("About 41.0 GiB of GPU memory with one image at a time: 34.0 GiB while")
-    assert "hardly" not in said(49, half)
-    assert "hardly fit this GPU's 48.0 GiB: set tuning.gradient_checkpointing to true." in said(48, half)
-    assert "set model.precision to bfloat16." in said(24, {"name": "flux"})
-    assert "set tuning.method to lora" in said(24, half, method="full", gradient_checkpointing=True)
-    assert "lower model.resolution" in said(24, half, gradient_checkpointing=True)
+def test_moments_in_8_bits_are_counted_to_the_byte() -> None:
+    counts = [64 * 64, 4095, 70 * 100]
+    weights = [torch.nn.Parameter(torch.ones(count)) for count in counts]
+    optimiser = make_optimiser(weights, OptimiserSettings(name="adamw_8bit"))
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimiser.step()
+    entries = ("state1", "state2", "absmax1", "absmax2")
+    held = [state[entry] for state in optimiser.state.values() for entry in entries if entry in state]
+    assert moments_bytes(counts, "adamw_8bit") == num_bytes(held)
+    assert moments_bytes(counts, "adamw") == 8 * sum(counts)
+
+
+@pytest.mark.parametrize("tile", [None, 2])
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_decoding_holds(name: str, tile: int | None, folder_of: Callable[[str], Path]) -> None:
+    """Within the factor of what is held at once, of a whole image or of tiles."""
+    folder, family = folder_of(name), MEASURED[name]
+    settings = settings_of(name, folder)
+    changes = {} if tile is None else {"vae_tile": family.side // tile}
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
+    model = load_model(settings.model)
+    noise, memory = model.noise(torch.Generator().manual_seed(0), 1), LimitedMemory(1e12)
+    with torch.no_grad(), memory:
+        held = memory.peak(lambda: model.decode(noise))
+    expected = decoding_bytes(read_size(folder, settings), settings)
+    assert expected / FACTOR < held < expected * FACTOR
+
+
+def test_parts_that_rest_are_not_counted_where_they_do_not_work(folder_of: Callable[[str], Path]) -> None:
+    folder = folder_of("SD3")
+
+    def of(**compute: bool) -> MemoryEstimate:
+        data = settings_of("SD3", folder).model_dump() | {"compute": compute}
+        settings = RunSettings.model_validate(data)
+        return estimate_memory(read_size(folder, settings), settings)
+
+    whole, rests = of(), of(offload=True)
+    assert rests.training == whole.training - whole.autoencoder
+    assert rests.decoding == whole.decoding, "there it works"
+    assert rests.start == max(whole.weights, whole.encoders)
+    stay = of(embedding_cache=False)
+    assert stay.training == whole.training + whole.encoders
+    assert of(offload=True, embedding_cache=False).training == rests.training
 
 
 def num_bytes(tensors: Any) -> int:

@@ -59,8 +59,9 @@ def normalised(name: str) -> str:
 def test_imports_are_declared(project_root: Path) -> None:
     """A package that only comes along with another may be gone in the other's next version."""
     project = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["postgres"],
-                    *project["optional-dependencies"]["redis"], *project["optional-dependencies"]["rewards"]]
+    extras = ("postgres", "redis", "rewards", "quantisation")
+    requirements = [*project["dependencies"], *(name for extra in extras for name in
+                                                project["optional-dependencies"][extra])]
     declared = {normalised(re.match(r"[\w.-]+", requirement).group()) for requirement in requirements}
     distributions = packages_distributions()
     undeclared = {

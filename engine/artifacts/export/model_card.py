@@ -24,6 +24,8 @@ def model_card(
     settings = source.public_settings()
     rewards = ", ".join(f"{reward.key} × {reward.weight:g}" for reward in settings.rewards)
     average = ", as a running average of the weights" if source.averaged else ""
+    held = settings.model.quantisation
+    beside = "" if held == "none" else f" The base was held in {held} in training and for the gallery."
     return f"""---
 {yaml.safe_dump(_metadata(source, kind, images, licence_beside), sort_keys=False, allow_unicode=True).rstrip()}
 ---
@@ -31,7 +33,7 @@ def model_card(
 # {source.base_name}, tuned for {" + ".join(reward.key for reward in settings.rewards if reward.weight > 0)}
 
 {source.step} iterations of MixGRPO on `{source.relative_to}` with the rewards {rewards}{average}.
-Made with Palate. The weights are in {source.precision}.
+Made with Palate. The weights are in {source.precision}.{beside}
 
 ## Scores
 

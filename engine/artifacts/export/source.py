@@ -20,6 +20,7 @@ from engine.catalogue import ExportPrecision
 from engine.events import SamplesDrawn, Started, parse_event
 from engine.models import base_in_words, guidance_arguments, model_folder
 from engine.models.plain_calls import setup_code
+from engine.models.tiling import Tiling, tiling_of
 from engine.prompts import load_prompts
 from engine.settings import RewardSettings, RunSettings
 from engine.settings_text import read_settings
@@ -109,10 +110,17 @@ class ExportSource:
         guidance = guidance_arguments(model.name, evaluation.guidance_scale)
         return size | {"num_inference_steps": evaluation.num_steps} | guidance
 
+    @cached_property
+    def tiling(self) -> Tiling | None:
+        """How images are decoded in tiles, if they are."""
+        tile = self.settings.model.vae_tile
+        return None if tile is None else tiling_of(self.base, tile)
+
     @property
     def setup_code(self) -> str:
         """Lines of Python that change the loaded pipeline `pipe` before that call; "" for most families."""
-        return setup_code(self.settings.model.name, self.base, self.settings.evaluation.guidance_scale)
+        own = setup_code(self.settings.model.name, self.base, self.settings.evaluation.guidance_scale)
+        return own if self.tiling is None else own + self.tiling.code()
 
     def check_prompts(self) -> list[str]:
         """The first prompts of the gallery, or of the held-out ones if nothing has been drawn in this folder yet."""

@@ -32,19 +32,21 @@ class Verification:
         from_checkpoint: diffusers with the file, against the engine with the checkpoint's weights.
         from_gallery: diffusers with the file, against the tiles in the gallery; None if that step has none.
         precision: what both hold the weights in.
+        quantisation: what the run held the base's weights in, by which the gallery was drawn.
     """
 
     prompts: tuple[str, ...]
     from_checkpoint: int
     from_gallery: int | None
     precision: str
+    quantisation: str = "none"
 
 
 def verify_export(source: ExportSource, kind: ExportFormat, folder: Path) -> Verification:
     """Load what was written into `folder` as a user would, draw with it, and compare.
 
     Raises ExportError if it differs from the checkpoint's own weights, or from the gallery where the run was drawn on
-    the CPU in float32, as the check is, and the export is not rounded.
+    the CPU with whole weights in float32, as the check is, and the export is not rounded.
     """
     kind.weight_difference(source, folder)
     prompts = source.check_prompts()
@@ -57,14 +59,15 @@ def verify_export(source: ExportSource, kind: ExportFormat, folder: Path) -> Ver
         )
     tiles = _tiles(source, prompts)
     from_gallery = None if tiles is None else _difference(drawn, tiles)
-    precisions = {source.settings.model.precision, source.precision}
-    comparable = source.device == "CPU" and precisions == {"float32"}
+    model = source.settings.model
+    is_whole = {model.precision, source.precision} == {"float32"} and model.quantisation == "none"
+    comparable = source.device == "CPU" and is_whole
     if from_gallery is not None and comparable and from_gallery > MAX_DIFFERENCE:
         raise ExportError(
             f"The exported file was not kept: diffusers draws other images from it than the gallery shows for step "
             f"{source.step} (up to {from_gallery} of 255). The gallery may have been changed since; please report this."
         )
-    return Verification(tuple(prompts), from_checkpoint, from_gallery, source.precision)
+    return Verification(tuple(prompts), from_checkpoint, from_gallery, source.precision, model.quantisation)
 
 
 def in_words(verification: Verification, beginning: str) -> str:
@@ -72,7 +75,9 @@ def in_words(verification: Verification, beginning: str) -> str:
     rounded = "" if verification.precision == "float32" else f", its weights rounded to {verification.precision},"
     text = f"{beginning} draws the checkpoint's images{rounded} {_exactness(verification.from_checkpoint)}"
     if verification.from_gallery is not None:
-        text += f", and the gallery's tiles {_exactness(verification.from_gallery)}"
+        held = verification.quantisation
+        tiles = "tiles" if held == "none" else f"tiles, whose base was held in {held},"
+        text += f", and the gallery's {tiles} {_exactness(verification.from_gallery)}"
     return text
 
 
@@ -84,6 +89,8 @@ def _draw_plainly(source: ExportSource, kind: ExportFormat, folder: Path, prompt
     """uint8 images (N, H, W, 3) by the pipeline's own call, from the gallery's seeds."""
     pipeline = kind.load(source, folder)
     set_up_plainly(source.settings.model.name, pipeline, source.settings.evaluation.guidance_scale)
+    if source.tiling is not None:
+        source.tiling.apply(pipeline.vae)
     pipeline.set_progress_bar_config(disable=True)
     images = [
         pipeline(
