@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from measuring import device_name
+from measuring import device_name, load_pyplot
 from PIL import Image, ImageDraw
 
 from engine.events import Event, IterationDone, SamplesDrawn
@@ -27,8 +26,7 @@ from engine.settings import RunSettings
 from engine.train import train
 from engine.versions import versions
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+plt = load_pyplot()
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 NUM_HELD_OUT, NUM_EVALUATIONS = 96, 8

@@ -25,8 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from measuring import device_name
+from measuring import device_name, load_pyplot
 
 from engine.events import Event, IterationDone, SamplesDrawn
 from engine.presets import PRESETS
@@ -35,8 +34,7 @@ from engine.train import train
 from engine.versions import versions
 from engine.work import mean_work
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+plt = load_pyplot()
 
 RESULTS = Path(__file__).parent / "results"
 BASELINE, REWARD = "dance_grpo", "vividness"

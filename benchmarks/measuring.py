@@ -1,14 +1,27 @@
-"""What benchmarks share: the machine's name, and a window's positions one after another."""
+"""What benchmarks share: matplotlib, the machine's name, and a window's positions one after another."""
 
 from __future__ import annotations
 
 import platform
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from engine.sampling.window import last_position
 from engine.settings import RunSettings
+
+
+def load_pyplot() -> Any:
+    """Pyplot, which draws to files. Ends the program, with the command that installs matplotlib, if it is not here."""
+    if find_spec("matplotlib") is None:
+        command = '.venv/bin/pip install -c constraints.txt -e ".[bench]"'
+        sys.exit(f"Benchmarks need matplotlib, which is not installed here; install it with `{command}`.")
+    import_module("matplotlib").use("Agg")
+    return import_module("matplotlib.pyplot")
 
 
 def device_name() -> str:

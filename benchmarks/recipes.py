@@ -19,8 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from measuring import at_round, device_name
+from measuring import at_round, device_name, load_pyplot
 
 from engine.presets import PRESETS
 from engine.run import Run, prepare
@@ -29,8 +28,7 @@ from engine.train import sample_and_score, update
 from engine.versions import versions
 from engine.work import work_at
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+plt = load_pyplot()
 
 RESULTS = Path(__file__).parent / "results"
 BASELINE = "dance_grpo"
