@@ -28,7 +28,7 @@ from typing import Any, get_args
 
 from engine.artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_checkpoint
 from engine.artifacts.export import ExportReport, export_run
-from engine.artifacts.push import Hub, PushError, token_from_environment
+from engine.artifacts.push import Hub, PushError, own_token
 from engine.assessment import evaluate_checkpoints
 from engine.catalogue import ExportPrecision
 from engine.event_log import EventLog
@@ -212,9 +212,9 @@ def _hub(arguments: argparse.Namespace) -> Hub | None:
     """Where an export goes, asked whether it could, before a long export is made. Raises ValueError."""
     if arguments.push is None:
         return None
-    if Path(arguments.out).suffix in (".safetensors", ".zip"):
-        raise PushError("The hub is sent a folder with its card; give --out a new folder with --push.")
-    hub = Hub(arguments.push, token_from_environment(), arguments.public)
+    if Path(arguments.out).suffix == ".safetensors":
+        raise PushError("The hub is sent a folder with its card; give --out a new folder, or a .zip, with --push.")
+    hub = Hub(arguments.push, own_token(), arguments.public)
     hub.check()
     return hub
 
@@ -223,7 +223,7 @@ def _send(hub: Hub, report: ExportReport) -> str:
     try:
         return " " + hub.push(report.path)
     except PushError as error:
-        raise PushError(f"{error} The export itself is in {report.path}.") from error
+        raise PushError(f"{error} The export itself is in {report.path.name}.") from error
 
 
 def run_generation(arguments: argparse.Namespace) -> int:

@@ -45,6 +45,10 @@ class Config(BaseSettings):
         ("*",), description='Hub models that runs made in the workbench may name: ids, OWNER/*, * = any, or "none".'
     )
 
+    hub_push: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Hub models that exports made in the workbench may be sent to: ids, OWNER/*, * = any."
+    )
+
     lease_seconds: Seconds = Field(60.0, description="A job whose worker is silent this long goes to another.")
     heartbeat_seconds: Seconds = Field(10.0, description="Between two heartbeats.")
     heartbeat_loss_seconds: Seconds = Field(40.0, description="A worker that cannot heartbeat so long ends its engine.")
@@ -76,7 +80,7 @@ class Config(BaseSettings):
             raise ValueError(f"name whole paths, apart by {os.pathsep!r}, such as /srv/models{os.pathsep}/data/loras")
         return tuple(folder.resolve() for folder in found)
 
-    @field_validator("hub_models", mode="before")
+    @field_validator("hub_models", "hub_push", mode="before")
     @classmethod
     def _patterns_apart_by_commas(cls, patterns: object) -> object:
         if not isinstance(patterns, str):
@@ -84,7 +88,7 @@ class Config(BaseSettings):
         found = [part for part in re.split(r"[,\s]+", patterns) if part]
         return [] if found == ["none"] else found
 
-    @field_validator("hub_models")
+    @field_validator("hub_models", "hub_push")
     @classmethod
     def _known_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         if not all(_HUB_PATTERN.fullmatch(pattern) for pattern in patterns):

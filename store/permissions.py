@@ -27,16 +27,18 @@ class Permissions:
         functions: Python functions as rewards.
         model_roots: folders whose models, LoRAs and weights may be named.
         hub_models: patterns of hub ids that may be named.
+        hub_push: patterns of hub ids that exports may be sent to.
     """
 
     functions: bool = False
     model_roots: tuple[Path, ...] = ()
     hub_models: tuple[str, ...] = ()
+    hub_push: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """What an installation permits."""
-        return cls(config.reward_functions, config.model_roots, config.hub_models)
+        return cls(config.reward_functions, config.model_roots, config.hub_models, config.hub_push)
 
     def checked(self, settings: RunSettings) -> RunSettings:
         """The settings with the whole paths of what they name. Raises ValueError for what they may not name."""
@@ -84,6 +86,16 @@ class Permissions:
         raise ValueError(
             f"{setting} names {hub_id} of the hub, and of those {instead} used here{listed}; choose a folder, or have "
             "the operator change PALATE_HUB_MODELS."
+        )
+
+    def require_push(self, hub_id: str) -> None:
+        """Raise ValueError unless exports may be sent to a hub's id."""
+        if any(fnmatchcase(hub_id, pattern) for pattern in self.hub_push):
+            return
+        listed = f"only to {', '.join(self.hub_push)}" if self.hub_push else "to no model of a hub"
+        raise ValueError(
+            f"Exports made here may be sent {listed}, not to {hub_id}; use `palate export … --push`, or have the "
+            "operator change PALATE_HUB_PUSH."
         )
 
     def path(self, named: str, setting: str) -> Path:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session, aliased
 
-from engine.catalogue import EXPORT_INFO, why_not
+from engine.catalogue import EXPORT_INFO, ExportPrecision, why_not
 from engine.model_checks import check_model
 from engine.settings import RunSettings
+from engine.settings.model import HUB_ID
 from engine.settings_text import parse_settings
 from store import jobs
 from store.permissions import NOTHING, Permissions
@@ -144,13 +146,26 @@ def retry_run(session: Session, run_id: str) -> str:
     return job_id
 
 
-def request_export(session: Session, run_id: str, *, step: int | None = None, format: str = "diffusers") -> Export:
+def request_export(
+    session: Session,
+    run_id: str,
+    *,
+    step: int | None = None,
+    format: str = "diffusers",
+    precision: ExportPrecision = "float32",
+    push: str | None = None,
+    public: bool = False,
+) -> Export:
     """An export of a checkpoint (the newest, without `step`) and its queued job, `export.job_id`.
+
+    `push`: the hub's model it is sent to as well, which the worker must permit; private unless `public`.
 
     Raises ValueError if there is no such checkpoint or format, or if the run cannot be had in it.
     """
     if format not in EXPORT_INFO:
         raise ValueError(f"There is no export format {format!r}; there are: {', '.join(EXPORT_INFO)}.")
+    if push is not None and not re.fullmatch(HUB_ID, push):
+        raise ValueError(f"No model on the hub could be called {push}; give ORG/NAME, ORG being an account.")
     query = select(Checkpoint.step).where(Checkpoint.run_id == run_id).order_by(Checkpoint.step.desc())
     steps = list(session.scalars(query))
     if not steps:
@@ -162,7 +177,8 @@ def request_export(session: Session, run_id: str, *, step: int | None = None, fo
     refusal = why_not(format, settings.tuning.method, settings.model.name)
     if refusal is not None:
         raise ValueError(refusal)
-    job = jobs.new_job(run_id, "export", {"step": chosen, "format": format})
+    asked = {"step": chosen, "format": format, "precision": precision, "push": push, "public": public}
+    job = jobs.new_job(run_id, "export", asked)
     session.add(job)
     session.flush()
     export = Export(run_id=run_id, job_id=job.id, step=chosen, format=format)

@@ -58,7 +58,8 @@ def environment_of(config: Config) -> dict[str, str]:
     own = {f"PALATE_{name.upper()}": value for name, value in config.model_dump(mode="json").items()}
     own["PALATE_DATABASE_URL"], own["PALATE_BROKER_URL"] = config.database, config.broker
     own["PALATE_MODEL_FOLDERS"] = os.pathsep.join(own["PALATE_MODEL_FOLDERS"])
-    own["PALATE_HUB_MODELS"] = " ".join(own["PALATE_HUB_MODELS"]) or "none"
+    for name in ("PALATE_HUB_MODELS", "PALATE_HUB_PUSH"):
+        own[name] = " ".join(own[name]) or "none"
     command = ", ".join(f'"{word}"' for word in config.engine_command)
     own["PALATE_ENGINE_COMMAND"] = f"[{command}]"
     return {**os.environ, **{name: str(value) for name, value in own.items()}}

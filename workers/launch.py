@@ -76,9 +76,14 @@ def prepare_export(config: Config, database: Database, lease: Lease) -> ExportLa
     folder = files.run_folder(config, lease.run_id) / "exports" / f"{lease.job_id}-{lease.epoch}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     out = folder / EXPORT_INFO[format_name].file_names[run.settings.tuning.method]
+    sending: tuple[str, ...] = ()
+    if push := lease.payload.get("push"):
+        Permissions.of(config).require_push(push)
+        out = out.with_suffix(".zip")  # the hub is sent its card and images too
+        sending = ("--push", push, *(["--public"] if lease.payload.get("public") else []))
     command = (
         *config.engine_command, "export", "--run", str(path.parent.parent), "--checkpoint", str(step),
-        "--format", format_name, "--out", str(out),
+        "--format", format_name, "--out", str(out), "--dtype", str(lease.payload.get("precision", "float32")), *sending,
     )  # fmt: skip
     return ExportLaunch(command=command, out=out, step=step)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import streamlit as st
 
 from app import words
 from app.connection import config, database
 from app.file_routes import export_address
-from engine.catalogue import EXPORT_INFO, why_not
+from engine.catalogue import EXPORT_INFO, ExportPrecision, why_not
+from store.permissions import Permissions
 from store.results import ExportRow, checkpoints_of, exports_of
 from store.runs import RunDetail, request_export
 from workers.queue import ring
@@ -21,18 +24,22 @@ def draw_exports(run: RunDetail) -> None:
         st.info(f"The first checkpoint comes at step {run.settings.checkpoints.every}; then it can be exported here.",
                 icon=":material/save:")
     else:
-        step, form, button = st.columns([2, 3, 2], vertical_alignment="bottom")
+        step, form, kept, button = st.columns([3, 4, 2, 2], vertical_alignment="bottom")
         # No "2 min ago" in the labels: a choice whose label changes is lost at the next refresh.
         labels = {row.step: f"Step {row.step:,} · {words.size(row.num_bytes)}" for row in checkpoints}
         chosen = step.selectbox("Checkpoint", list(labels), key="export-step",
                                 format_func=lambda value: labels.get(value, str(value)))
         name = form.selectbox("Format", list(EXPORT_INFO), key="export-format", format_func=format_title)
+        precision = kept.selectbox("Precision", get_args(ExportPrecision), key="export-precision",
+                                   help="What the weights are held in; bfloat16 and float16 halve the file.")
+        push, public = _draw_sending()
+        asked = {"step": chosen, "format": name, "precision": precision, "push": push, "public": public}
         refusal = why_not(name, run.settings.tuning.method, run.settings.model.name)
         st.caption(EXPORT_INFO[name].help)
         if refusal is not None:
             st.warning(refusal, icon=":material/block:")
         button.button("Export", icon=":material/upgrade:", type="primary", width="stretch", on_click=_request,
-                      args=(run.id, chosen, name), disabled=refusal is not None)
+                      args=(run.id, asked), disabled=refusal is not None)
     for export in exports:
         _draw_export(export)
 
@@ -42,11 +49,28 @@ def format_title(name: str) -> str:
     return EXPORT_INFO[name].title if name in EXPORT_INFO else name
 
 
-def _request(run_id: str, step: int, form: str) -> None:
+def _draw_sending() -> tuple[str | None, bool]:
+    """The hub's model that an export is sent to as well, and whether for everyone; nothing where none is permitted."""
+    permitted = config().hub_push
+    if not permitted:
+        return None, False
+    field, check = st.columns([5, 2], vertical_alignment="bottom")
+    where = "any account" if "*" in permitted else ", ".join(permitted)
+    name = field.text_input("Send to the Hugging Face hub too", key="export-push", placeholder="ORG/NAME",
+                            help=f"As with `palate export --push`: {where}. The token is the worker's (HF_TOKEN, or "
+                            "its `hf auth login`); none is kept here.")
+    public = check.checkbox("Public", key="export-public", disabled=not name, help="For everyone to see; else private.")
+    return name.strip() or None, bool(name) and public
+
+
+def _request(run_id: str, asked: dict[str, Any]) -> None:
+    """Queue an export; `asked` are `request_export`'s arguments."""
     try:
+        if asked["push"] is not None:
+            Permissions.of(config()).require_push(asked["push"])
         with database().write() as session:
-            job_id = request_export(session, run_id, step=step, format=form).job_id
-    except ValueError as error:  # the checkpoint was replaced by newer ones meanwhile
+            job_id = request_export(session, run_id, **asked).job_id
+    except ValueError as error:  # the checkpoint was replaced meanwhile, or the hub has no such name
         st.toast(str(error))
         return
     ring(config(), job_id)

@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
+from zipfile import ZipFile
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from pydantic import SecretStr
@@ -40,8 +42,8 @@ class Hub:
         """Raise PushError if the hub cannot be reached or does not know the token: before a long export, not after."""
         self._ask(self._api.whoami)
 
-    def push(self, folder: Path) -> str:
-        """Send a folder's files as one commit; a sentence that says where they are.
+    def push(self, export: Path) -> str:
+        """Send the files of a folder, or in a .zip, as one commit; a sentence that says where they are.
 
         The model is made, private unless asked otherwise. Raises PushError, also if it is there already and public.
         """
@@ -52,10 +54,18 @@ class Hub:
                 f"{self.name} is already on the hub and public, so nothing was sent; add --public, or choose another "
                 "name."
             )
-        message = "Exported by Palate"
         disable_progress_bars()  # what is said is for a person, and whole
-        self._ask(lambda: self._api.upload_folder(repo_id=self.name, folder_path=folder, commit_message=message))
+        if export.is_dir():
+            self._upload(export)
+        else:
+            with TemporaryDirectory(dir=export.parent, prefix=".push-") as folder, ZipFile(export) as archive:
+                archive.extractall(folder)
+                self._upload(Path(folder))
         return f"It is on the hub as {self.name} ({'private' if private else 'public'})."
+
+    def _upload(self, folder: Path) -> None:
+        message = "Exported by Palate"
+        self._ask(lambda: self._api.upload_folder(repo_id=self.name, folder_path=folder, commit_message=message))
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         """What the hub answers. Raises PushError with a sentence of our own: the hub's might repeat the token."""
@@ -84,11 +94,12 @@ class Hub:
         return f"The hub refused {self.name} (HTTP {status}); try again later."
 
 
-def token_from_environment() -> SecretStr:
-    """The hub's token. Raises PushError if there is none."""
-    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+def own_token() -> SecretStr:
+    """The hub's token, of the environment or of its own login on this machine. Raises PushError if there is none."""
+    token = os.environ.get(TOKEN_VARIABLE, "").strip() or get_token()
     if not token:
         raise PushError(
-            f"Sending to the hub needs a token with write access in the environment variable {TOKEN_VARIABLE}."
+            f"Sending to the hub needs a token with write access, in the environment variable {TOKEN_VARIABLE} or by "
+            "`hf auth login`."
         )
     return SecretStr(token)

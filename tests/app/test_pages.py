@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app import connection
 from engine.catalogue import EXPORT_INFO
 from engine.prompt_files import MAX_HELD_OUT
 from store.prompt_sets import list_prompt_sets
 from store.results import exports_of
 from store.runs import get_run, list_runs
+from store.tables import Export, Job
 from tests.app.conftest import Workbench
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -115,6 +117,27 @@ def test_a_format_that_the_run_cannot_have_is_refused_in_words(
     with workbench.database.read() as session:
         exports = exports_of(session, workbench.ids["done"])
     assert {export.format for export in exports if export.state == "queued"} == {"comfyui"}
+
+
+def test_an_export_is_sent_to_the_hub_where_the_operator_permits_it(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = workbench.ids["done"]
+    assert not [field for field in open_page("run", id=run_id).text_input if field.key == "export-push"]
+    monkeypatch.setenv("PALATE_HUB_PUSH", "org/*")
+    connection.config.clear()
+    at = open_page("run", id=run_id)
+    at.selectbox(key="export-precision").select("float16").run()
+    at.text_input(key="export-push").input("other/mine").run()
+    button(at, "Export").click().run()
+    assert "may be sent only to org/*" in at.toast[0].value
+    at.text_input(key="export-push").input("org/mine").run()
+    at.checkbox(key="export-public").check().run()
+    button(at, "Export").click().run()
+    with workbench.database.read() as session:
+        (queued,) = (export for export in exports_of(session, run_id) if export.state == "queued")
+        payload = session.get_one(Job, session.get_one(Export, queued.id).job_id).payload
+    assert (payload["precision"], payload["push"], payload["public"]) == ("float16", "org/mine", True)
 
 
 def test_preset_is_launched_as_it_is(workbench: Workbench) -> None:

@@ -32,6 +32,9 @@ def test_models_that_runs_may_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert load_config().hub_models == ("org/*", "other/name")
     monkeypatch.setenv("PALATE_HUB_MODELS", "none")
     assert load_config().hub_models == ()
+    assert load_config().hub_push == ()
+    monkeypatch.setenv("PALATE_HUB_PUSH", "org/*")
+    assert load_config().hub_push == ("org/*",)
 
 
 @pytest.mark.parametrize(

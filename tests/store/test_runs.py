@@ -93,6 +93,8 @@ def test_an_export(
         runs.request_export(session, run_id, step=5)
     with pytest.raises(ValueError, match="no export format 'floppy'"), either_database.write() as session:
         runs.request_export(session, run_id, format="floppy")
+    with pytest.raises(ValueError, match="No model on the hub could be called ../mine"), either_database.write() as session:
+        runs.request_export(session, run_id, push="../mine")
     with pytest.raises(ValueError, match="no published names"), either_database.write() as session:
         monkeypatch.setitem(EXPORT_INFO, "kohya", replace(EXPORT_INFO["kohya"], models=frozenset()))
         runs.request_export(session, run_id, format="kohya")
@@ -101,7 +103,9 @@ def test_an_export(
     with either_database.read() as session:
         assert [job.id for job in jobs.queued_jobs(session, "export")] == [export.job_id]
     export_lease = claim_run(either_database, either_config, export.job_id)
-    assert export_lease.payload == {"step": 8, "format": "diffusers"}
+    assert export_lease.payload == {
+        "step": 8, "format": "diffusers", "precision": "float32", "push": None, "public": False,
+    }  # fmt: skip
     with either_database.write() as session:
         results.record_export(session, export_lease, path="runs/x/exports/a", num_bytes=7, report="fine")
         jobs.finish(session, export_lease)

@@ -190,6 +190,9 @@ def parse() -> argparse.Namespace:
     out = commands.add_parser("export")
     for name in ("--run", "--checkpoint", "--format", "--out"):
         out.add_argument(name, required=True)
+    out.add_argument("--dtype", default="float32")
+    out.add_argument("--push", default="")
+    out.add_argument("--public", action="store_true")
     return parser.parse_args()
 
 

@@ -21,6 +21,7 @@ from store.runs import RunDetail
 from store.schema import upgrade
 from tests.installations import claim_run, fake_engine, make_config, queue_run, small_settings
 from tests.workers.fake_engine import reward_at
+from workers.launch import prepare_export
 from workers.supervisor import Supervisor
 
 
@@ -301,6 +302,23 @@ def test_an_export(home: Path) -> None:
     assert found.path is not None
     assert files.resolve(installation.config, found.path).read_bytes() == b"not really safetensors"
     assert installation.detail(run_id).state == "done"
+
+
+def test_an_export_is_sent_where_the_operator_permits_it(home: Path) -> None:
+    installation = Installation(home, hub_push=("org/*",))
+    run_id, job_id = queue_run(installation.database)
+    installation.supervise(job_id)
+    with installation.database.write() as session:
+        sent = runs.request_export(session, run_id, precision="bfloat16", push="org/mine", public=True)
+        refused = runs.request_export(session, run_id, push="other/mine")
+    lease = claim_run(installation.database, installation.config, job_id=sent.job_id)
+    command = prepare_export(installation.config, installation.database, lease).command
+    assert command[-5:] == ("--dtype", "bfloat16", "--push", "org/mine", "--public")
+    assert command[command.index("--out") + 1].endswith("/pytorch_lora_weights.zip")
+    installation.supervise(refused.job_id)
+    with installation.database.read() as session:
+        errors = {export.error for export in results.exports_of(session, run_id)}
+    assert any(error and "may be sent only to org/*, not to other/mine" in error for error in errors)
 
 
 def test_an_export_that_is_refused(home: Path) -> None:

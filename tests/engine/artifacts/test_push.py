@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from huggingface_hub import constants
@@ -78,7 +79,7 @@ def test_a_token_without_rights_is_said(hub: FakeHub, export: Callable[..., str]
     hub.refusal = 403
     said = export()
     assert "no right to write to org/mine; give it one with write access to org" in said
-    assert f"The export itself is in {tmp_path / 'out'}" in said
+    assert "The export itself is in out." in said
     assert (tmp_path / "out" / "README.md").is_file()
 
 
@@ -103,10 +104,26 @@ def test_mistakes_are_said_before_the_export(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in export()
     monkeypatch.delenv("HF_TOKEN")
-    assert "needs a token with write access in the environment variable HF_TOKEN" in export()
+    monkeypatch.setattr(push, "get_token", lambda: None)
+    assert "needs a token with write access, in the environment variable HF_TOKEN or by `hf auth login`" in export()
     assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", "run"}
 
 
+def test_what_is_sent_of_an_archive_is_what_lies_in_it(
+    hub: FakeHub, export: Callable[..., str], tmp_path: Path
+) -> None:
+    assert export(out="mine.zip").endswith("It is on the hub as org/mine (private).\n")
+    with ZipFile(tmp_path / "mine.zip") as archive:
+        assert hub.files == {name: archive.read(name) for name in archive.namelist()}
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", "run", "mine.zip"}
+
+
+def test_the_hubs_own_login_will_do(hub: FakeHub, export: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(push, "get_token", lambda: CANARY)
+    assert "It is on the hub" in export()
+
+
 def test_a_token_does_not_show(hub: FakeHub) -> None:
-    assert CANARY not in repr(push.token_from_environment())
-    assert CANARY not in repr(vars(push.Hub("org/mine", push.token_from_environment()))["_token"])
+    assert CANARY not in repr(push.own_token())
+    assert CANARY not in repr(vars(push.Hub("org/mine", push.own_token()))["_token"])
