@@ -23,6 +23,11 @@ from engine.pipeline_folders import read_index, tensor_shapes
 from engine.starting_files import PART, StartingPointError, check_shapes, is_lora, transformer_files
 from engine.tensor_headers import Header, read_header
 
+# Diffusers' conversions of these families' single files have the published width written into them.
+SINGLE_FILE_WIDTHS = {
+    "FluxTransformer2DModel": 3072, "ChromaTransformer2DModel": 3072, "Lumina2Transformer2DModel": 2304,
+}  # fmt: skip
+
 
 def start_from(path: Path, transformer: Any, folder: Path) -> None:
     """Give a pipeline's transformer the weights of a LoRA file, a transformer file or a transformer folder.
@@ -59,6 +64,13 @@ def _start_from_original(path: Path, transformer: Any, folder: Path) -> None:
         raise StartingPointError(
             f"{path} names its tensors in another way than diffusers does, and diffusers reads no single files of this "
             "family; use a transformer folder in diffusers' layout."
+        )
+    published = SINGLE_FILE_WIDTHS.get(kind.__name__)
+    width = transformer.x_embedder.out_features if published is not None else None
+    if published != width:
+        raise StartingPointError(
+            f"{path} is no LoRA, and diffusers reads single files of this family at their published width alone "
+            f"({published}; the base's is {width}); use a transformer folder in its layout."
         )
     try:
         read = kind.from_single_file(

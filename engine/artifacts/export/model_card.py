@@ -38,7 +38,7 @@ Made with Palate. The weights are in {source.precision}.{beside}
 ## Scores
 
 {_table(source)}
-
+{_gallery(source, images)}
 ## Use
 
 {how_to_start(source, is_adapter=kind.relation == "adapter")}{kind.how_to_use(source)}
@@ -119,6 +119,16 @@ def _table(source: ExportSource) -> str:
         f"{evaluation.num_steps} steps, guidance {evaluation.guidance_scale:g}.\n\n"
         f"| | base | step {source.step} |\n| --- | --- | --- |\n" + "\n".join(rows)
     )
+
+
+def _gallery(source: ExportSource, images: Sequence[str]) -> str:
+    """The images that lie beside the card, each over its prompt; empty without any."""
+    drawn = source.samples_at(source.step)
+    if drawn is None or not images:
+        return ""
+    prompts = [sample.prompt.replace("|", "\\|").replace("\n", " ") for sample in drawn.images[: len(images)]]
+    rows = [[f"![]({image})" for image in images], ["---"] * len(images), prompts]
+    return "\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def _figure(means: dict[str, float], name: str) -> str:

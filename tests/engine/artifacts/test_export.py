@@ -193,6 +193,8 @@ def test_the_card_says_what_a_hub_and_a_reader_need(trained: Train, tmp_path: Pa
     assert "lora" in card["tags"]
     assert all((tmp_path / "out" / entry["output"]["url"]).is_file() for entry in card["widget"])
     assert len(card["widget"]) == 2
+    gallery = "| ![](images/000.png) | ![](images/001.png) |\n| --- | --- |\n| a blue circle | the small square |\n"
+    assert gallery in body
     settings = from_yaml(body.split("```yaml\n")[1].split("```")[0])
     assert settings.tuning == from_yaml((run / "settings.yaml").read_text()).tuning
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

@@ -178,6 +178,12 @@ def test_a_single_file_with_its_authors_names(tiny_pipeline_folder: Path, tmp_pa
         started(tiny_pipeline_folder, tmp_path / "half.safetensors")
 
 
+def test_a_width_that_diffusers_does_not_read_is_said(tiny_flux_folders: dict[str, Path], tmp_path: Path) -> None:
+    save_file({"double_blocks.0.img_attn.proj.weight": torch.zeros(32, 32)}, tmp_path / "flux.safetensors")
+    with pytest.raises(ValueError, match="single files of this family at their published width alone"):
+        started(tiny_flux_folders["dev"], tmp_path / "flux.safetensors", name="flux")
+
+
 def as_published(state: dict[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
     """Stable Diffusion 3's weights by the names of its authors' code."""
     out: dict[str, Tensor] = {"pos_embed": state["pos_embed.pos_embed"]}
