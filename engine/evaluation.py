@@ -39,7 +39,7 @@ def draw(
 ) -> np.ndarray:
     """uint8 images (N, H, W, 3); image i follows prompt i from seed `evaluation.seed` + i."""
     noise = torch.cat([model.noise(torch.Generator().manual_seed(evaluation.seed + i), 1) for i in range(len(prompts))])
-    rows = torch.arange(len(prompts), device=noise.device)
+    rows = torch.arange(len(prompts))
     sigmas = tuple(model.sigmas(evaluation.num_steps).tolist())
     velocity = velocity_of(prompts, evaluation.guidance_scale)
     return decode(model, sample(velocity, noise, rows, sigmas, sizes.sample), sizes.decode)

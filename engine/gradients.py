@@ -51,18 +51,18 @@ def _add_gradients(run: Run, objective: Objective, own: Tensor, num_images: int)
         here = own[trained[own]]
         parts = here.split(run.sizes.train.limit) if len(here) else ()
         for _ in range(run.ranks.busiest(len(parts)) - len(parts)):
-            _keep_in_step(objective, step, run.device)
+            _keep_in_step(objective, step)
         for part in parts:
-            terms = objective.terms(step, part.to(run.device))
+            terms = objective.terms(step, part)
             weight = len(part) / (num_images * num_steps)
             (terms.loss * weight).backward()
             totals.append(torch.stack([terms.loss.detach() * weight, terms.clipped_share * weight, terms.drift]))
     return torch.stack(totals).cpu() if totals else torch.zeros(1, 3)
 
 
-def _keep_in_step(objective: Objective, step: int, device: torch.device) -> None:
+def _keep_in_step(objective: Objective, step: int) -> None:
     """Run the model for nothing, as another rank needs this one's part of the weights."""
-    first_image = torch.zeros(1, dtype=torch.long, device=device)
+    first_image = torch.zeros(1, dtype=torch.long)
     (objective.terms(step, first_image).loss * 0.0).backward()
 
 

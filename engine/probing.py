@@ -69,7 +69,7 @@ def _drawing(run: Run, prompt: PromptEmbeddings) -> Callable[[int], object]:
     @torch.no_grad()
     def draw(count: int) -> object:
         latents = _latents(run, count)
-        return velocity(latents, 1.0, torch.zeros(count, dtype=torch.long, device=latents.device))
+        return velocity(latents, 1.0, torch.zeros(count, dtype=torch.long))
 
     return draw
 
@@ -83,8 +83,7 @@ def _training(run: Run, prompt: PromptEmbeddings) -> Callable[[int], object]:
     def train(count: int) -> None:
         latents = _latents(run, count)
         try:
-            rows = torch.zeros(count, dtype=torch.long, device=latents.device)
-            velocity(latents, 1.0, rows).square().mean().backward()
+            velocity(latents, 1.0, torch.zeros(count, dtype=torch.long)).square().mean().backward()
         finally:
             run.optimiser.zero_grad(set_to_none=True)
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.settings import ComputeSettings
+from engine.transfer import to_device
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class Share:
         shape = list(like.shape)
         shape[dim] = self.total
         noise = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)
-        return noise.narrow(dim, self.start, self.stop - self.start).to(like.device)
+        return to_device(noise.narrow(dim, self.start, self.stop - self.start), like.device)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -11,10 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.transfer import to_device
+
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
     """Encoded prompts, and the empty prompt that classifier-free guidance pulls away from.
+
+    Which prompts images follow, the host knows: an index of them is on the CPU.
 
     Attributes:
         texts: what the family's transformer is told of the prompts, by names of its own: tokens (P, L, D), pooled text
@@ -28,15 +33,28 @@ class PromptEmbeddings:
     num_padding: int = 1
 
     def rows(self, index: Tensor) -> dict[str, Tensor]:
-        """What the transformer is told for images (B,) that follow these prompts."""
-        return {name: tensor[index] for name, tensor in self.texts.items()}
+        """What the transformer is told for images (B,) that follow these prompts.
+
+        Where there is a mask, `lengths` (B,), on the CPU, are the numbers of tokens that it counts.
+        """
+        place = to_device(index, next(iter(self.texts.values())).device)
+        rows = {name: tensor[place] for name, tensor in self.texts.items()}
+        return rows | ({"lengths": self._lengths[0][index]} if self._lengths else {})
 
     def guided_rows(self, index: Tensor) -> dict[str, Tensor]:
         """The same for 2·B images: B of the empty prompt, then B of these prompts; shorter ones padded with zeros."""
         assert self.empty is not None, "encode() gives an empty prompt where there is classifier-free guidance"
         nothing = {name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in self.empty.items()}
+        if self._lengths:
+            nothing["lengths"] = self._lengths[1].expand(len(index))
         full = self.rows(index)
         return {name: stack_padded([nothing[name], full[name]]) for name in full}
+
+    @cached_property
+    def _lengths(self) -> list[Tensor]:
+        """Tokens of the prompts (P,) and of the empty one (1,), read from the device once; none without a mask."""
+        texts = [self.texts] if self.empty is None else [self.texts, self.empty]
+        return [text["mask"].sum(1).long().cpu() for text in texts if "mask" in text]
 
 
 def stack_embeddings(parts: Sequence[PromptEmbeddings], device: torch.device) -> PromptEmbeddings:
@@ -95,6 +113,8 @@ class TextToImage(Protocol):
         self, latents: Tensor, sigma: float, embeddings: PromptEmbeddings, rows: Tensor, guidance_scale: float
     ) -> Tensor:
         """Velocity v = ε − x0 at (B, C, h, w) latents and one σ; `rows` (B,) says which prompt each image follows.
+
+        `rows` is on the CPU. Nothing that is asked of the device is waited for.
 
         Raises ValueError for a guidance scale that the model cannot follow.
         """

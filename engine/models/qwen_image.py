@@ -71,12 +71,12 @@ class QwenImage(PipelineModel):
     def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
         """Velocity of the image tokens (B, h/2·w/2, 4·C), float32."""
         batch, height, width = len(latents), latents.shape[2] // self.packed, latents.shape[3] // self.packed
-        length = int(text["mask"].sum(1).max())
-        mask = text["mask"][:, :length]
+        lengths = text["lengths"].tolist()
+        longest = max(lengths)
         predicted = self.transformer(
             hidden_states=to_tokens(latents, self.packed),
-            encoder_hidden_states=text["tokens"][:, :length],
-            encoder_hidden_states_mask=None if bool(mask.all()) else mask,
+            encoder_hidden_states=text["tokens"][:, :longest],
+            encoder_hidden_states_mask=None if min(lengths) == longest else text["mask"][:, :longest],
             timestep=self._times(latents, sigma) / 1000,
             img_shapes=[[(1, height, width)]] * batch,
             return_dict=False,

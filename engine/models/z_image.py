@@ -57,11 +57,10 @@ class ZImage(PipelineModel):
         return full + guidance_scale * (full - empty)
 
     def _predict(self, latents: Tensor, sigma: float, text: Mapping[str, Tensor]) -> Tensor:
-        lengths = text["mask"].sum(1).tolist()
         images = self.transformer(
             list(latents.unsqueeze(2)),  # an image is a film of one frame
             (1000 - self._times(latents, sigma)) / 1000,
-            [tokens[:length] for tokens, length in zip(text["tokens"], lengths, strict=True)],
+            [tokens[:length] for tokens, length in zip(text["tokens"], text["lengths"].tolist(), strict=True)],
             return_dict=False,
         )[0]
         return -torch.stack(list(images)).squeeze(2).float()

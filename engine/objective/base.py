@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 ImageVelocity = Callable[[Tensor, float, Tensor], Tensor]
-"""(latents (B, …), σ, place (B,) of each among the iteration's images) → velocity (B, …)."""
+"""(latents (B, …), σ, place (B,) of each among the iteration's images, on the CPU) → velocity (B, …)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Objective(Protocol):
         ...
 
     def terms(self, step: int, images: Tensor) -> StepTerms:
-        """The loss at one step of the images (B,) long, all of them trained there; a mean over them."""
+        """The loss at one step of the images (B,) long, on the CPU, all of them trained there; a mean over them."""
         ...
 
 

@@ -15,6 +15,7 @@ from engine.objective.base import ImageVelocity, StepTerms
 from engine.sampling.rollout import Rollout
 from engine.sampling.sde import Kernel, Transition, batch_mean, log_prob
 from engine.settings import GrpoSettings
+from engine.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,17 @@ class GrpoObjective:
         """The clipped objective at a step of the window, with the KL term."""
         settings = self.settings
         sigma, sigma_next = self.rollout.plan.window_steps[step]
-        latents, following = self.rollout.states[step, images], self.rollout.states[step + 1, images]
+        place = to_device(images, self.rollout.states.device)
+        latents, following = self.rollout.states[step, place], self.rollout.states[step + 1, place]
         # The base first: leaving a full fine-tune's weights out changes them in place; a pending backward forbids it.
         base_velocity = self.base_velocity(latents, sigma, images) if settings.kl_weight else None
         transition = self._transition(latents, self.velocity(latents, sigma, images), step)
         if settings.ratio_normalisation:
-            new = normalised_log_ratio(transition, self.rollout.means[step, images], following)
+            new = normalised_log_ratio(transition, self.rollout.means[step, place], following)
             old = torch.zeros_like(new)
         else:
-            new, old = log_prob(transition, following), self.rollout.log_probs[step, images]
-        grpo = grpo_loss(new, old, self.advantages[images], settings.clip_range)
+            new, old = log_prob(transition, following), self.rollout.log_probs[step, place]
+        grpo = grpo_loss(new, old, self.advantages[place], settings.clip_range)
         # GRPO-Guard: the normalised gradient shrinks with the step; 1/|dt| puts every step on a par.
         loss = grpo.loss / (sigma - sigma_next) if settings.ratio_normalisation else grpo.loss
         if base_velocity is not None:

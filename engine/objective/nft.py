@@ -19,6 +19,7 @@ from engine.objective.base import ImageVelocity, StepTerms
 from engine.ranks import Share
 from engine.sampling.sde import clean_prediction
 from engine.settings import NftSettings
+from engine.transfer import to_device
 
 _SMALLEST_ERROR = 1e-5
 
@@ -49,8 +50,8 @@ def _error(prediction: Tensor, clean: Tensor) -> Tensor:
 class NoisedImages:
     """An iteration's N images at K noise levels each, and the sampling policy's velocity there.
 
-    sigmas: (T,) of the grid, without the last. levels: (K, N) long, places in `sigmas`. noisy, velocity: (K, N, …).
-    clean: (N, …).
+    sigmas: (T,) of the grid, without the last. levels: (K, N) long, places in `sigmas`, on the CPU. noisy, velocity:
+    (K, N, …). clean: (N, …).
     """
 
     sigmas: tuple[float, ...]
@@ -82,16 +83,16 @@ def noise_images(
     levels = trained.t().nonzero()[:, 1].view(num_images, -1).t()
     share = share or Share.whole(num_images)
     noise = share.normal(clean.expand(len(levels), *clean.shape), generator, dim=1)
-    sigma = torch.tensor(sigmas, dtype=clean.dtype)[levels].to(device)
+    sigma = to_device(torch.tensor(sigmas, dtype=clean.dtype)[levels], device)
     sigma = sigma.reshape(*levels.shape, *[1] * (clean.dim() - 1))
     noisy = (1.0 - sigma) * clean + sigma * noise
     velocities = torch.zeros_like(noisy)
     asked = torch.ones(num_images, dtype=torch.bool) if selected is None else _places(selected, num_images)
     for place in range(len(sigmas)):
         draw, images = ((levels == place) & asked).nonzero(as_tuple=True)
-        draw, images = draw.to(device), images.to(device)
-        velocities[draw, images] = velocity(noisy[draw, images], sigmas[place], images).to(clean.dtype)
-    return NoisedImages(sigmas, levels.to(device), noisy, velocities, clean)
+        here = to_device(draw, device), to_device(images, device)
+        velocities[here] = velocity(noisy[here], sigmas[place], images).to(clean.dtype)
+    return NoisedImages(sigmas, levels, noisy, velocities, clean)
 
 
 def _places(images: Tensor, num_images: int) -> Tensor:
@@ -122,12 +123,14 @@ class NftObjective:
         """The loss at one noise level of the images that are trained there, with the distance to the base model."""
         data, sigma = self.images, self.images.sigmas[step]
         draw = (data.levels[:, images] == step).int().argmax(0)
-        noisy, sampler_velocity = data.noisy[draw, images], data.velocity[draw, images]
+        place = to_device(images, data.noisy.device)
+        here = to_device(draw, data.noisy.device), place
+        noisy, sampler_velocity = data.noisy[here], data.velocity[here]
         # The base first: leaving a full fine-tune's weights out changes them in place; a pending backward forbids it.
         base = self.base_velocity(noisy, sigma, images) if self.settings.base_weight else None
         velocity = self.velocity(noisy, sigma, images).to(noisy.dtype)
-        good = optimality(self.advantages[images], self.clip)
-        each = nft_loss(noisy, data.clean[images], sigma, velocity, sampler_velocity, good, self.settings.beta)
+        good = optimality(self.advantages[place], self.clip)
+        each = nft_loss(noisy, data.clean[place], sigma, velocity, sampler_velocity, good, self.settings.beta)
         loss = self.clip * each.mean()
         if base is not None:
             loss = loss + self.settings.base_weight * (velocity - base).square().mean()

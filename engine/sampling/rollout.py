@@ -24,7 +24,7 @@ from engine.settings import FlashSettings, SamplingSettings
 from engine.work import num_tail_steps
 
 Velocity = Callable[[Tensor, float, Tensor], Tensor]
-"""(latents (B, …), σ, prompt index (B,) long) → velocity ε−x0 (B, …), in any float precision."""
+"""(latents (B, …), σ, prompt index (B,) long, on the CPU) → velocity ε−x0 (B, …), in any float precision."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def rollout(  # noqa: PLR0917 - what goes in, in the order it is used
     """
     forward = MicroBatches(velocity, micro_batch)
     latents = _initial_latents(noise, num_prompts, group_size, shared_prefix)
-    prompts = torch.arange(num_prompts, device=noise.device)
+    prompts = torch.arange(num_prompts)
     images = prompts.repeat_interleave(group_size)
     latents, history = _prefix(forward, latents, prompts if shared_prefix else images, plan)
     if shared_prefix:
