@@ -14,6 +14,7 @@ from engine.models.base import PromptEmbeddings
 from engine.models.pipelines import (
     decode_latents,
     freeze,
+    keep_channels_last,
     load_pipeline,
     release_encoders,
     resolution_shift,
@@ -56,6 +57,8 @@ class PipelineModel:
     def to(self, device: torch.device) -> None:
         """Move every part to a device."""
         self.pipeline.to(device)
+        if device.type == "cpu" and self.pipeline.vae is not None:
+            keep_channels_last(self.pipeline.vae)
         self.device = device
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:

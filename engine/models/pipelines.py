@@ -88,6 +88,15 @@ def freeze(pipeline: Any) -> None:
             part.requires_grad_(False).eval()
 
 
+def keep_channels_last(part: nn.Module) -> None:
+    """Lay out the weights of image convolutions, and so what they compute, pixel by pixel: faster on a CPU.
+
+    An autoencoder whose images are films of one frame stays as it is.
+    """
+    if all(parameter.ndim <= 4 for parameter in part.parameters()):
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed for tensors alone
+
+
 def release_encoders(pipeline: Any) -> None:
     """Let go of every text encoder of a pipeline."""
     for name in list(pipeline.components):
