@@ -82,8 +82,11 @@ def test_fewer_numbers_are_held_at_a_time(family: Family, folder: Path) -> None:
     assert largest(vae_tile=family.side // 2) * 4 == whole
 
 
-def test_an_export_is_checked_and_described_with_its_tiles(tiny_settings: RunSettings, tmp_path: Path) -> None:
-    model = tiny_settings.model.model_dump() | {"vae_tile": 16}
+@pytest.mark.parametrize("family", ["SD3"], indirect=True)
+def test_an_export_is_checked_and_described_with_its_tiles(
+    family: Family, folder: Path, tiny_settings: RunSettings, tmp_path: Path
+) -> None:
+    model = family.settings(folder, vae_tile=16).model_dump()
     settings = RunSettings.model_validate(tiny_settings.model_dump() | {"iterations": 1, "model": model})
     run = tmp_path / "run"
     run.mkdir()
