@@ -84,6 +84,29 @@ def train(
 
 
 @app.command()
+def estimate(
+    settings: Annotated[Path, typer.Argument(help="Settings in YAML, as `palate train` takes them.")],
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="A GPU to tell of, such as H100; may be given several times.")
+    ] = None,
+) -> None:
+    """Tell how much work, memory and time a run will take, from its model's headers, without starting it."""
+    from app import estimates  # noqa: PLC0415 - looks at the model, for this command alone
+    from engine.catalogue.gpus import GPUS, find_gpu  # noqa: PLC0415
+    from engine.model_checks import check_model, folder_here  # noqa: PLC0415
+
+    unknown = [name for name in gpu or [] if find_gpu(name) is None]
+    if unknown:
+        refuse(f"How fast a {unknown[0]} is, is not known; choose one of: {', '.join(known.name for known in GPUS)}.")
+    try:
+        read = read_settings(settings)
+        check_model(read)
+        typer.echo(estimates.all_of(read, folder_here(read.model), gpu or []))
+    except ValueError as error:
+        refuse(str(error))
+
+
+@app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(help="A preset to print as YAML; without: list them.")] = None,
 ) -> None:

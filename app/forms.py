@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -12,12 +11,8 @@ import streamlit as st
 from app import words
 from app.field_shapes import describe
 from app.reward_options import draw_options
-from engine.builtin import WEIGHTS
 from engine.catalogue import REWARD_INFO
-from engine.memory_advice import in_words
-from engine.model_size import ModelSize, read_size
-from engine.settings import REWARD_OPTIONS, RewardName, RunSettings
-from engine.work import mean_work
+from engine.settings import REWARD_OPTIONS, RunSettings
 
 
 @dataclass(frozen=True)
@@ -155,43 +150,3 @@ def _offered(given: Mapping[str, dict[str, Any]], functions_allowed: bool) -> di
         if functions_allowed or name in given or name not in REWARD_OPTIONS["function"]
     }
     return catalogue | {key: reward for key, reward in given.items() if key not in catalogue}
-
-
-def _milliseconds(reward: RewardName, device: str) -> float:
-    """What scoring an image takes on the device."""
-    info = REWARD_INFO[reward]
-    if device == "cuda" and info.milliseconds_on_gpu is not None:
-        return info.milliseconds_on_gpu
-    return info.milliseconds_an_image
-
-
-def estimate(settings: RunSettings) -> str:
-    """How much work the settings ask for, in a sentence."""
-    images = settings.grpo.prompts_per_iteration * settings.grpo.group_size
-    scoring = images * sum(_milliseconds(reward.name, settings.compute.device) for reward in settings.rewards) / 1000
-    evaluations = settings.iterations // settings.evaluation.every + 1
-    held_out = evaluations * settings.evaluation.num_prompts
-    work = mean_work(settings)
-    return (
-        f"{images:,} images an iteration ({settings.grpo.prompts_per_iteration} prompts × {settings.grpo.group_size}), "
-        f"{images * settings.iterations:,} in all; {settings.grpo.updates_per_iteration} updates an iteration; "
-        f"{work.rollout + work.reference:,.0f} transformer forwards and {work.trained_steps:,.0f} trained steps an "
-        "iteration; "
-        f"scoring about {scoring:.1f} s an iteration; {held_out:,} held-out images over {evaluations:,} samplings."
-    )
-
-
-def memory(settings: RunSettings, folder: Path | None = None) -> str:
-    """How much GPU memory the settings ask for, in a sentence; "" of a model whose size is not known.
-
-    `folder` holds the model, if it is another than the built-in one; it may be read, unlike whatever a text names.
-    """
-    size = _size_of(settings, folder)
-    return "" if size is None else in_words(size, settings)
-
-
-def _size_of(settings: RunSettings, folder: Path | None) -> ModelSize | None:
-    model = settings.model
-    if folder is None and (model.name != "builtin" or model.folder or model.hub_id):
-        return None
-    return read_size(folder or WEIGHTS, settings)

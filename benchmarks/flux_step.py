@@ -5,8 +5,9 @@
 
 The engine's own rollout and update, LoRA, on a transformer of random weights that is made on the device in bfloat16.
 There are no text encoders, autoencoder or costly rewards: embeddings are random, and what is scored are thumbnails of
-the latents. A moving window is held at positions spread evenly over its range. Model FLOPs utilisation counts neither
-recomputed forwards nor the adapter (flux_flops.py); without a peak for the device there is none.
+the latents. A moving window is held at positions spread evenly over its range. Model FLOPs utilisation goes by
+engine/flops.py and counts no forward that is repeated; without a peak for the device (engine/catalogue/gpus.py) there
+is none.
 
 Writes benchmarks/results/flux_step-<device>.json after each case (flux_step_tiny-<device>.json in miniature).
 """
@@ -28,16 +29,19 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from flux_flops import FluxFlops
 from measuring import at_round, device_name
 from torch import Tensor
 from torch.nn import functional
 
+from engine.catalogue.gpus import find_gpu
+from engine.flops import Flops, count_flops
+from engine.model_size import ModelSize
 from engine.models import PromptEmbeddings
 from engine.models.flux import Flux
 from engine.presets import PRESETS
 from engine.run import Run, find_device, prepare, sampling_policy
 from engine.settings import RunSettings
+from engine.tensor_headers import TensorShape
 from engine.train import sample_and_score, update
 from engine.versions import versions
 from engine.work import work_at
@@ -46,11 +50,6 @@ RESULTS = Path(__file__).parent / "results"
 RECIPES = tuple(name for name in PRESETS if not name.startswith("builtin"))
 PIXELS_A_TOKEN = 16
 THUMBNAIL = 8
-# Dense bfloat16 TFLOP/s by NVIDIA's data sheets; the first name that the device's contains.
-PEAK_TFLOPS = {
-    "B200": 2250.0, "H200": 989.4, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.4, "A100": 312.0, "L40S": 362.0,
-    "RTX 4090": 165.2,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,15 @@ class BareFlux(Flux):
         """uint8 thumbnails of the first three channels: something to score that costs nothing."""
         small = functional.adaptive_avg_pool2d(latents[:, :3], THUMBNAIL).sigmoid().permute(0, 2, 3, 1)
         return (small * 255).round().byte().cpu().numpy()
+
+
+def model_size(transformer: FluxTransformer2DModel, num_text_tokens: int) -> ModelSize:
+    """The size of a transformer that has no adapter yet, alone."""
+    weights = {name: TensorShape("BF16", tuple(tensor.shape)) for name, tensor in transformer.state_dict().items()}
+    return ModelSize(
+        transformer=weights, encoders=0, autoencoder=0, pixels_a_token=PIXELS_A_TOKEN, text_tokens=num_text_tokens,
+        image_size=1024, head_width=transformer.config.attention_head_dim,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,7 @@ def measure_case(name: str, resolution: int, arguments: argparse.Namespace) -> d
     device = find_device(settings.compute.device)
     begun = time.perf_counter()
     model = BareFlux(size, resolution, device)
+    flops = count_flops(model_size(model.transformer, size.num_text_tokens), settings)
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(settings, Path(folder), lambda _: None, None, model)
         print(f"{name} at {resolution}: ready after {_settled(device) - begun:.0f} s", flush=True)
@@ -210,7 +219,6 @@ def measure_case(name: str, resolution: int, arguments: argparse.Namespace) -> d
                 f"  window at {rows[-1].window_start}: rollout {rows[-1].rollout_seconds:.2f} s, "
                 f"training {rows[-1].training_seconds:.2f} s", flush=True,
             )  # fmt: skip
-    flops = FluxFlops(size.config, (resolution // PIXELS_A_TOKEN) ** 2, size.num_text_tokens)
     return summarise(rows, flops, arguments.peak_tflops) | {"iterations": [asdict(row) for row in rows]}
 
 
@@ -223,7 +231,7 @@ def _short(settings: RunSettings) -> RunSettings:
     return settings.model_copy(update={"window": window, "nft": nft, "sampling": sampling})
 
 
-def summarise(rows: Sequence[Iteration], flops: FluxFlops, peak_tflops: float | None) -> dict[str, Any]:
+def summarise(rows: Sequence[Iteration], flops: Flops, peak_tflops: float | None) -> dict[str, Any]:
     """Means over the iterations, achieved TFLOP/s, and utilisation where a peak is known."""
     rollout, training = (statistics.fmean(column) for column in zip(*(
         (row.rollout_seconds, row.training_seconds) for row in rows
@@ -310,7 +318,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed.resolutions = parsed.resolutions or size.resolutions
     parsed.micro_batch = parsed.micro_batch or size.micro_batch
     if parsed.peak_tflops is None and parsed.device != "cpu":
-        parsed.peak_tflops = next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
+        gpu = find_gpu(name)
+        parsed.peak_tflops = gpu and gpu.bfloat16
     return parsed
 
 

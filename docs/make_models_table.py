@@ -1,7 +1,7 @@
-"""Writes docs/models.md: what every family of models weighs, how much memory tuning it takes, and which tests hold it.
+"""Writes docs/models.md: what families of models weigh, the memory and time that tuning takes, and which tests hold it.
 
-Run it by `make docs` after a change of the families or of the memory estimate; a test fails while the page is out of
-date. A published model's transformer is built from its configuration without memory for its weights, and counted.
+Run it by `make docs` after a change of the families or of an estimate; a test fails while the page is out of date. A
+published model's transformer is built from its configuration without memory for its weights, and counted.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import diffusers
 import torch
 
 from engine.catalogue import MODEL_INFO
+from engine.catalogue.gpus import find_gpu
+from engine.flops import count_flops
 from engine.memory_advice import GIB
 from engine.memory_estimate import estimate_memory
 from engine.model_size import ModelSize, read_size
 from engine.models import model_folder
 from engine.settings import ModelName, RunSettings
 from engine.tensor_headers import TensorShape
+from engine.time_estimate import estimate_time, gpu_speed, is_too_small
 
 PAGE = Path(__file__).parent / "models.md"
 # Of what its authors say: a configuration whose weights are further from it is another model's.
@@ -31,11 +34,11 @@ INTRODUCTION = """\
 
 <!-- Written by `make docs` from docs/make_models_table.py; change that file, not this one. -->
 
-What Palate tunes, how large it is, and how much memory that takes. [The guide](guides/models.md) says how to set
-each up.
+What Palate tunes, how large it is, and how much memory and time that takes. [The guide](guides/models.md) says how to
+set each up.
 
-**The memory is an estimate that was never compared with a GPU**, nor has any of these models but the built-in one been
-tuned with its published weights by Palate's own tests.
+**Memory and time are estimates that were never compared with a GPU**, nor has any of these models but the built-in one
+been tuned with its published weights by Palate's own tests.
 The configurations stand in `docs/make_models_table.py`, which refuses one whose count is over 5 % from what the authors
 say.
 """
@@ -49,6 +52,10 @@ EXPLANATION = """\
   gradients and optimiser state are exact. Activations were within a factor of 2.5 of what small models of all
   families, two sizes each, keep on a CPU without checkpointing.
 - **LoRA on nf4**: the same with `model.quantisation: nf4` ([small GPUs](guides/small-gpus.md)).
+- **TFLOP**: operations of one forward of one image and a long prompt, matrix products alone, a LoRA of rank 32
+  included. The formula equals torch's own count on small models of all families (`tests/engine/test_flops.py`).
+- **s on an H100**: seconds of one of MixGRPO's iterations (4 prompts, 12 images each, 25 steps, a window of 4) by the
+  settings of the LoRA column, if an H100 reaches 40 % of its peak, which is assumed; without decoding and scoring.
 - **On top** come the autoencoder, the CUDA context, what fragments waste, and rewards that are models. Text encoders
   leave once the prompts are encoded (`compute.embedding_cache`), but until then stand beside the frozen transformer,
   which may take more than a LoRA's training. A run says its own estimate, with its encoders counted.
@@ -127,8 +134,9 @@ MODELS = (
 def page() -> str:
     """The whole page as Markdown."""
     rows = [
-        "| `model.name` | model | weights | authors say | image | LoRA on nf4 | LoRA | full | tests |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| `model.name` | model | weights | authors say | image | LoRA on nf4 | LoRA | full | TFLOP | s on an H100 "
+        "| tests |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         own_row(),
         *(published_row(model) for model in MODELS),
     ]
@@ -169,13 +177,23 @@ def published_size(model: Published) -> ModelSize:
 
 def row(family: ModelName, title: str, size: ModelSize, stated: str, tests: str) -> str:
     """A row of the table."""
-    small = size.num_weights < 1e8
+    small = is_too_small(size)
     kinds = (run_settings(family, "lora", "nf4"), run_settings(family, "lora"), run_settings(family, "full"))
     estimates = [estimate_memory(size, settings) for settings in kinds]
-    nf4, lora, full = (f"{estimate.training / GIB:.{2 if small else 0}f}" for estimate in estimates)
+    memory = " | ".join(f"{estimate.training / GIB:.{2 if small else 0}f}" for estimate in estimates)
     weights = f"{size.num_weights / 1e9:.{4 if small else 2}f}"
     side = MODEL_INFO[family].image_size
-    return f"| `{family}` | {title} | {weights} | {stated} | {side}×{side} | {nf4} | {lora} | {full} | {tests} |"
+    flops = count_flops(size, run_settings(family, "lora")).forward
+    work = f"{flops / 1e12:.{4 if small else 1}f} | {seconds(size, family)}"
+    return f"| `{family}` | {title} | {weights} | {stated} | {side}×{side} | {memory} | {work} | {tests} |"
+
+
+def seconds(size: ModelSize, family: ModelName) -> str:
+    """Of an iteration of a LoRA on an H100; "–" of a model that is too small for its data sheet to say."""
+    settings, gpu = run_settings(family, "lora"), find_gpu("H100")
+    assert gpu is not None
+    estimate = estimate_time(size, settings, gpu_speed(gpu, settings))
+    return "–" if is_too_small(size) else f"{estimate.drawing + estimate.training:.0f}"
 
 
 def run_settings(family: ModelName, method: str, quantisation: str = "none") -> RunSettings:

@@ -12,14 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-
-from engine.builtin import WEIGHTS
 from engine.catalogue import MODEL_INFO
 from engine.pipeline_folders import (
-    INDEX_NAME,
     check_pipeline_folder,
-    missing_files,
     part_names,
     pixels_a_latent,
     read_index,
@@ -27,7 +22,7 @@ from engine.pipeline_folders import (
     tensor_shapes,
     weight_files,
 )
-from engine.settings import ModelSettings, RunSettings
+from engine.settings import RunSettings
 from engine.tensor_headers import TensorShape
 
 _BUFFER = "pos_embed.pos_embed"  # in the file of a Stable Diffusion 3, but no weight
@@ -107,27 +102,6 @@ def read_size(folder: Path, settings: RunSettings) -> ModelSize:
         takes_guidance=bool(transformer.get("guidance_embeds")),
         decoder=shapes.get("vae", {}),
     )
-
-
-def size_of(settings: RunSettings) -> ModelSize | None:
-    """The sizes of the model that the settings name; None if it is not here yet, as the hub's before a download.
-
-    Raises ValueError if its folder is not whole or holds another family's model.
-    """
-    folder = _folder_of(settings.model)
-    return None if folder is None else read_size(folder, settings)
-
-
-def _folder_of(model: ModelSettings) -> Path | None:
-    """Where the model is on this machine, which no download is started for."""
-    if model.folder is not None:
-        return Path(model.folder)
-    if model.hub_id is None:
-        return WEIGHTS if model.name == "builtin" else None
-    index = try_to_load_from_cache(model.hub_id, INDEX_NAME, revision=model.revision)
-    if not isinstance(index, str) or missing_files(Path(index).parent):
-        return None
-    return Path(index).parent
 
 
 def _latents_a_token(transformer: Mapping[str, Any]) -> int:

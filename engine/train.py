@@ -28,6 +28,7 @@ from engine.batching import decode
 from engine.compilation import compilation_told
 from engine.evaluation import evaluate
 from engine.events import Finished, IterationDone, Message, PhaseSeconds, Started
+from engine.forecast import forecast
 from engine.generators import derived_generator
 from engine.gradients import accumulate, clip_gradient
 from engine.learning_rate import learning_rate_at
@@ -109,6 +110,8 @@ def train(
 def _train(run: Run, should_stop: Callable[[], bool]) -> Finished:
     settings, ranks = run.settings, run.ranks
     run.emit(_started(run))
+    if run.step == 0 and ranks.is_main:
+        run.emit(Message(time=time.time(), text=forecast(settings, run.device)))
     size_batches(run)
     for note in run.prompts.notes:
         run.emit(Message(time=time.time(), text=note))

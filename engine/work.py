@@ -89,6 +89,12 @@ def mean_work(settings: RunSettings, takes_guidance: bool = False) -> Work:
     )
 
 
+def num_evaluations(settings: RunSettings) -> int:
+    """How often the held-out prompts are drawn: before the first iteration, every few, and after the last."""
+    times, rest = divmod(settings.iterations, settings.evaluation.every)
+    return 1 + times + (rest > 0)
+
+
 def _num_references(settings: RunSettings) -> int:
     """Policies that each trained step is compared with."""
     if settings.method == "nft":

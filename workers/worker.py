@@ -21,6 +21,7 @@ from store.config import Config
 from store.database import Database
 from store.jobs import Fenced, JobKind, Lease
 from workers.celery_app import broker_folder
+from workers.device import device_here
 from workers.queue import ring
 from workers.supervisor import Supervisor
 
@@ -131,7 +132,7 @@ class Worker:
 
     def _say_so(self) -> None:
         with self._database.write() as session:
-            presence.worker_seen(session, self.name, host=socket.gethostname(), device=_device())
+            presence.worker_seen(session, self.name, host=socket.gethostname(), device=device_here())
             presence.forget_silent_workers(session, _FORGET_WORKERS_SECONDS)
 
     def _reap(self) -> None:
@@ -162,11 +163,3 @@ def _prune_messages(folder: Path) -> None:
     for message in folder.iterdir():
         if message.stat().st_mtime < time.time() - _KEEP_MESSAGES_SECONDS:
             message.unlink(missing_ok=True)
-
-
-def _device() -> str:
-    """What this worker computes on, as far as can be told without torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible:
-        return f"cuda:{visible}"
-    return "cuda" if visible is None and Path("/dev/nvidia0").exists() else "cpu"

@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import words
 from app.connection import config, database
+from engine.durations import duration
 from store.results import log_tail
 from store.runs import RunDetail, RunSummary, request_cancel, retry_run
 from workers.queue import ring
@@ -35,7 +36,7 @@ def progress_text(run: RunSummary, queue_position: int | None = None) -> str:
 def _took(run: RunSummary) -> str:
     if run.started_at is None or run.finished_at is None:
         return ""
-    return f" in {words.duration(run.finished_at - run.started_at)}"
+    return f" in {duration(run.finished_at - run.started_at)}"
 
 
 def draw_badge(run: RunSummary) -> None:

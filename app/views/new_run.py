@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -12,13 +13,12 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import words
 from app.connection import config, database
+from app.estimates import memory, size_of, times, work
 from app.forms import (
     MAIN_SETTINGS,
     draw,
     draw_rewards,
-    estimate,
     keep_in_address,
-    memory,
     place_of,
     value_at,
     with_values,
@@ -30,9 +30,12 @@ from engine.presets import PRESETS
 from engine.servers.check import check_server
 from engine.settings import ModelName, RunSettings
 from engine.settings_text import SettingsError, from_yaml, parse_settings
+from engine.time_estimate import Speed
 from store.permissions import Permissions
+from store.presence import list_workers
 from store.prompt_sets import list_prompt_sets
 from store.runs import RunDetail, create_run, get_run, job_of
+from store.speed import measured_speed
 from workers.queue import ring
 
 BUILT_IN = "built-in"
@@ -145,6 +148,7 @@ def permitted(settings: RunSettings) -> RunSettings | None:
     try:
         allowed = Permissions.of(config()).checked(settings)
         check_model(allowed)
+        size_of(allowed, folder_here(allowed.model))
     except ValueError as error:
         st.error(str(error), icon=":material/error:")
         return None
@@ -204,11 +208,23 @@ def draw_page() -> None:
             launch(name or "", allowed, prompt_set_id)
 
 
+def devices_and_speed(settings: RunSettings, folder: Path | None) -> tuple[list[str], Speed | None]:
+    """What workers compute on, and how fast earlier runs of the model were."""
+    size = size_of(settings, folder)
+    with database().read() as session:
+        speed = None if size is None else measured_speed(session, settings, size)
+        return [worker.device for worker in list_workers(session)], speed
+
+
 def draw_summary(settings: RunSettings, prompt_set_id: str | None) -> None:
     """What the run will do and what may surprise."""
-    st.caption(estimate(settings))
+    folder = folder_here(settings.model)
+    st.caption(work(settings, folder))
+    devices, speed = devices_and_speed(settings, folder)
+    for sentence in times(settings, folder, devices, speed):
+        st.caption(sentence)
     if settings.compute.device != "cpu":
-        st.caption(memory(settings, folder_here(settings.model)) or "How much memory it takes is told in the run's log "
+        st.caption(memory(settings, folder, devices) or "How much memory and time it takes is told in the run's log "
                    "once the model is here: it is downloaded first.")
     total = sum(reward.weight for reward in settings.rewards)
     st.markdown("  \n".join(

@@ -37,11 +37,28 @@ def test_printed_preset_is_read_back(name: str) -> None:
     assert from_yaml(result.stdout) == PRESETS[name].make()
 
 
+def test_an_estimate_is_of_work_memory_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("{}")
+    result = runner.invoke(app, ["estimate", str(path)])
+    assert result.exit_code == 0
+    work, memory, seconds = result.stdout.splitlines()
+    assert "782 transformer forwards" in work and "of GPU memory" in memory
+    assert seconds.startswith("About ") and "on this machine's CPU" in seconds
+
+    path.write_text(f"model: {{name: flux, folder: {tmp_path}}}")
+    result = runner.invoke(app, ["estimate", str(path)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is not a diffusers pipeline folder" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["presets", "mixgrpoo"], "There is no preset named mixgrpoo"),
         (["train", "nowhere.yaml", "--out", "run"], "nowhere.yaml cannot be read"),
+        (["estimate", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["estimate", "nowhere.yaml", "--gpu", "Voodoo"], "How fast a Voodoo is, is not known; choose one of"),
         (["export", "nowhere", "--out", "file"], "nowhere is not a folder"),
         (["export", ".", "--out", "file", "--format", "jpeg"], "There is no export format named jpeg"),
         (["export", ".", "--out", "file", "--dtype", "int8"], "Weights cannot be held in int8; choose one of: float32"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import get_args
 
 import pytest
 
 from app.field_shapes import describe
-from app.forms import MAIN_SETTINGS, MainSetting, estimate, memory, value_at, with_values
+from app.forms import MAIN_SETTINGS, MainSetting, value_at, with_values
 from engine.presets import PRESETS
 from engine.settings import KernelName, RunSettings
 from engine.settings_text import SettingsError, parse_settings
@@ -56,31 +55,3 @@ def test_changed_value_lands_in_its_place() -> None:
 def test_mistakes_are_sentences() -> None:
     with pytest.raises(SettingsError, match="last of the 4 sampling steps"):
         parse_settings(with_values(RunSettings(), {"sampling.num_steps": 4}))
-
-
-def test_memory_is_told_of_the_built_in_model_alone() -> None:
-    """No folder is read because a form's text names it."""
-    lora, full = RunSettings(), parse_settings(with_values(RunSettings(), {"tuning.method": "full"}))
-    assert re.match(r"About \d+ MiB of GPU memory", memory(lora))
-    assert memory(full) != memory(lora)
-    for model in ({"folder": "/nowhere"}, {"hub_id": "owner/name"}, {"name": "flux"}):
-        assert memory(RunSettings.model_validate({"model": model})) == ""
-
-
-def test_estimate_counts_images() -> None:
-    settings = parse_settings(with_values(RunSettings(), {"iterations": 20, "evaluation.every": 10}))
-    text = estimate(settings)
-    assert "48 images an iteration (4 prompts × 12), 960 in all" in text
-    # MixGRPO's mean over its positions: 4 prompts × (9.5 shared + 15.5 × 12) forwards, 4 steps of 48 images.
-    assert "782 transformer forwards and 192 trained steps an iteration" in text
-    # Steps 0, 10 and 20, of 16 prompts each.
-    assert "48 held-out images over 3 samplings" in text
-
-
-@pytest.mark.parametrize(("device", "seconds"), [("cpu", "13.6"), ("cuda", "0.1")])
-def test_estimate_knows_that_models_score_faster_on_a_gpu(device: str, seconds: str) -> None:
-    settings = parse_settings({
-        "rewards": [{"name": "hpsv2", "weights": "hps"}], "compute": {"device": device},
-        "grpo": {"prompts_per_iteration": 1, "group_size": 4},
-    })  # fmt: skip
-    assert f"scoring about {seconds} s an iteration" in estimate(settings)

@@ -10,15 +10,6 @@ from app import words
 from engine.settings import RewardName
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (0.2, "1 s"), (8, "8 s"), (59.6, "1 min"), (125, "2 min"), (3599, "1 h"), (4800, "1 h 20 min"),
-     (60 * 60 * 24 * 3, "3 days"), (-5, "0 s")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert words.duration(seconds) == text
-
-
 def test_time_left_says_nothing_where_nothing_is_known() -> None:
     assert words.time_left(None) == ""
     assert words.time_left(float("nan")) == ""

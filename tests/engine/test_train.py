@@ -124,7 +124,7 @@ def test_events_tell_the_run(tiny_settings: RunSettings, tmp_path: Path) -> None
     events: list[Event] = []
     train(tiny_settings, tmp_path, events.append)
     assert [type(event).__name__ for event in events] == [
-        "Started", "Message", "SamplesDrawn",
+        "Started", "Message", "Message", "SamplesDrawn",
         "IterationDone", "IterationDone", "SamplesDrawn", "CheckpointSaved",
         "IterationDone", "IterationDone", "SamplesDrawn", "CheckpointSaved", "Finished",
     ]  # fmt: skip
