@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import typer
 from app import words
 from app.evaluation_text import evaluation_text
 from engine.events import CheckpointSaved, Event, Finished, IterationDone, Message, SamplesDrawn, Started, parse_event
+from engine.parent import told_to_children
 from engine.reports import EVALUATION_NAME, GENERATION_NAME, GRID_NAME, Evaluation
 from engine.requests import EvaluationRequest, GenerationRequest, ScoringRequest
 
@@ -137,7 +139,8 @@ def train(
     # A session of its own: Ctrl-C reaches the engine once, from here, and not twice.
     said: deque[str] = deque(maxlen=200)
     with subprocess.Popen(
-        command, start_new_session=True, stderr=subprocess.PIPE, text=True, errors="replace"
+        command, start_new_session=True, stderr=subprocess.PIPE, text=True, errors="replace",
+        env={**os.environ, **told_to_children()},
     ) as process:
         reader = threading.Thread(target=_collect, args=(process, said), daemon=True)
         reader.start()

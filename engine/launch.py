@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing import PContext, start_processes
 from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from engine.parent import told_to_children
 from engine.ranks import uses_gpus
 from engine.settings import ComputeSettings
 
@@ -81,7 +82,7 @@ def _environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "palate",
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
+    } | told_to_children()
     if sys.platform == "linux":
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             environment[name] = os.environ.get(name, "lo")

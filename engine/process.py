@@ -13,7 +13,6 @@ Exit codes: 0 done or stopped with a checkpoint; 2 a mistake the creator can men
 from __future__ import annotations
 
 import argparse
-import ctypes
 import errno
 import json
 import os
@@ -35,6 +34,7 @@ from engine.event_log import EventLog
 from engine.events import Event, Finished, Message
 from engine.inference import generate
 from engine.launch import FAULT, MISTAKE, check_devices, launch
+from engine.parent import end_with_parent
 from engine.pinning import for_ranks, pin
 from engine.ranks import Ranks, is_one_of_several, join_ranks
 from engine.requests import EvaluationRequest, GenerationRequest, ScoringRequest
@@ -44,8 +44,6 @@ from engine.train import train
 from engine.trying import try_rewards
 from engine.versions import versions
 from engine.whole_files import write_whole
-
-_PR_SET_PDEATHSIG = 1
 
 
 def run_training(arguments: argparse.Namespace) -> int:
@@ -289,16 +287,6 @@ class _StopFlag:
 
     def __call__(self) -> bool:
         return self._stop
-
-
-def end_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, so that no orphan trains on."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(FAULT)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

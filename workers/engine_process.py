@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from engine.parent import told_to_children
 from engine.servers.allowed import KEYS_VARIABLE, SERVERS_VARIABLE
 from store.config import PROJECT_ROOT
 
@@ -32,7 +33,7 @@ class EngineProcess:
                 stdout=lines,
                 stderr=errors,
                 cwd=PROJECT_ROOT,
-                env=engine_environment(),
+                env=engine_environment() | told_to_children(),
                 start_new_session=True,
             )
 
