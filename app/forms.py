@@ -137,7 +137,7 @@ def _draw_reward(reward: dict[str, Any], title: str, key: str, *, on: bool) -> d
         low, high = info.range
         cost = f"about {info.milliseconds_an_image:g} ms an image"
         if info.milliseconds_on_gpu is not None:
-            cost += f" on a CPU, {info.milliseconds_on_gpu:g} ms on a GPU"
+            cost += f" on a CPU, {info.milliseconds_on_gpu:g} ms and {info.memory_mb / 1000:g} GB on a GPU (reckoned)"
         st.caption(f"{info.help} " + f"Scores from {low:g} to {high:g}; {cost}.".replace("-", "−"))
     return draw_options(reward | {"weight": value}, title, key) if on else None
 

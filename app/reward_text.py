@@ -13,10 +13,11 @@ def rewards_text() -> str:
     for name, info in REWARD_INFO.items():
         score_range = f"{info.range[0]:g} to {info.range[1]:g};".replace("-", "−")
         size = f"{words.size(int(info.size_mb * 1e6))} of weights" if info.size_mb else "no weights"
+        memory = f", about {words.size(int(info.memory_mb * 1e6))} of memory" if info.memory_mb else ""
         lacking = what_lacks(name)
         blocks.append(
             f"{name}: {info.help}\n"
-            f"    scores {score_range} {size}; licence: {info.licence}\n"
+            f"    scores {score_range} {size}{memory}; licence: {info.licence}\n"
             + f"    {'not ready: ' + lacking if lacking else 'ready'}"
         )
     return "\n".join(blocks)

@@ -62,8 +62,8 @@ EXPLANATION = """\
 - **tests** use small models of the true architecture with random weights. All published families are also held by
   `tests/engine/test_memory_estimate.py`, and all but FLUX.1, which has the like in its own file, by
   `tests/engine/models/test_families.py` (images, training and exports against plain diffusers).
-- **Left out**: the distilled HunyuanImage 2.1, and tuned or later models of a family, which are as large as what they
-  came from unless their configuration differs.
+- **Left out**: the distilled HunyuanImage 2.1, which Palate refuses, and tuned or later models of a family, which are
+  as large as what they came from unless their configuration differs.
 """
 
 

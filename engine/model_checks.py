@@ -16,6 +16,10 @@ from engine.settings import ModelSettings, RunSettings
 from engine.starting_files import check_start
 
 _EULER = "FlowMatchEulerDiscreteScheduler"
+MEAN_VELOCITY = (
+    "This HunyuanImage predicts the mean velocity of a whole step (use_meanflow), as the published distilled one does, "
+    "and no stochastic step can be made of that; choose a folder of the base model."
+)
 
 
 def require_source(model: ModelSettings) -> None:
@@ -82,6 +86,7 @@ def check_model(settings: RunSettings) -> None:
     if folder is not None:
         _check_resolution(_size(folder, settings), settings)
         check_scheduler(folder)
+        _check_velocity(folder)
         _check_guidance(folder, settings)
     if model.start_from is not None:
         check_start(Path(model.start_from), folder)
@@ -105,6 +110,11 @@ def _check_resolution(size: ModelSize, settings: RunSettings) -> None:
             f"model.resolution is {resolution}, but this model draws multiples of {pixels} pixels a side; choose one "
             "of those, or leave it empty."
         )
+
+
+def _check_velocity(folder: Path) -> None:
+    if read_json(folder / "transformer" / "config.json").get("use_meanflow"):
+        raise ValueError(MEAN_VELOCITY)
 
 
 def _check_guidance(folder: Path, settings: RunSettings) -> None:

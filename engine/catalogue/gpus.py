@@ -23,7 +23,9 @@ class GpuInfo:
 
 # The first whose name a device's holds: the longer names before those that they hold.
 GPUS: tuple[GpuInfo, ...] = (
+    GpuInfo("GB200", 2500.0, 80.0, 186),
     GpuInfo("B200", 2250.0, 75.0, 180),
+    GpuInfo("H200 NVL", 835.0, 60.0, 141),
     GpuInfo("H200", 989.4, 66.9, 141),
     GpuInfo("H100 PCIe", 756.0, 51.2, 80),
     GpuInfo("H100 NVL", 835.0, 60.0, 94),
@@ -41,5 +43,7 @@ GPUS: tuple[GpuInfo, ...] = (
 
 
 def find_gpu(device: str) -> GpuInfo | None:
-    """The GPU that a device's name says it is; None if none of the known ones is in it."""
+    """The GPU that a device's name says it is; None if it is none of these, as a laptop's is, of a smaller chip."""
+    if "Laptop" in device:
+        return None
     return next((gpu for gpu in GPUS if gpu.name in device), None)

@@ -14,7 +14,8 @@ class Usual:
 
     Attributes:
         guidance_scale: as in `sampling.guidance_scale`; 1 = none.
-        num_steps: denoising steps of a finished image, as the plain pipeline takes by default.
+        num_steps: denoising steps of a finished image, as the plain pipeline takes by default; of a distilled model, as
+            its authors do.
         training_steps: denoising steps of training images; MixGRPO's 25 but for a model made for fewer.
         shift: as in `sampling.shift`; FLUX.1 dev's is MixGRPO's own.
     """
@@ -139,7 +140,7 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         needs_folder=True,
         pipelines=("ZImagePipeline",),
         usual=Usual(4.0, 50),
-        distilled=Usual(1.0, 9, 9),
+        distilled=Usual(1.0, 8, 8),
         hub_ids=("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"),
     ),
     "sana": ModelInfo(
@@ -152,11 +153,14 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         pipelines=("SanaPipeline",),
         text_tokens=300,
         usual=Usual(4.5, 20),
-        hub_ids=("Efficient-Large-Model/Sana_1600M_1024px_diffusers",),
+        hub_ids=(
+            "Efficient-Large-Model/Sana_1600M_1024px_diffusers", "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers",
+            "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
+        ),
     ),
     "hunyuan_image": ModelInfo(
         "HunyuanImage 2.1",
-        "Four megapixels, and words in quotes drawn as text.",
+        "Four megapixels and no fewer; words in quotes drawn as text.",
         2048,
         "17 billion weights; a very large GPU",
         "Tencent Hunyuan Community, which leaves out the European Union, the United Kingdom and South Korea",
@@ -188,6 +192,9 @@ MODEL_INFO: dict[ModelName, ModelInfo] = {
         pipelines=("Flux2KleinPipeline",),
         usual=Usual(4.0, 50),
         distilled=Usual(1.0, 4, 4),
-        hub_ids=("black-forest-labs/FLUX.2-klein-base-4B", "black-forest-labs/FLUX.2-klein-4B"),
+        hub_ids=(
+            "black-forest-labs/FLUX.2-klein-base-4B", "black-forest-labs/FLUX.2-klein-base-9B",
+            "black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-9B",
+        ),
     ),
 }

@@ -15,13 +15,14 @@ class RewardInfo:
 
     Attributes:
         range: the lowest and highest score there can be, or there usually are.
-        milliseconds_an_image: on two CPU cores, or of waiting for a server; of models that belong on a GPU reckoned
-            from their arithmetic at 100 GFLOP/s.
+        milliseconds_an_image: on two CPU cores, or of waiting for a server, roughly; of models that belong on a GPU
+            reckoned from their arithmetic at 100 GFLOP/s, not measured.
         milliseconds_on_gpu: the same on a data-centre GPU in bfloat16, preparing a 1024×1024 image included; reckoned,
             not measured; None = it computes on the CPU anyway.
         licence: of its weights, or of the code where it has none.
         size_mb: its weights on disk, in MB.
-        memory_mb: what it takes of the memory of the device it computes on, in MB.
+        memory_mb: what it takes of the memory of the device it computes on, in MB; reckoned, not measured: weights, in
+            bfloat16 where it belongs on a GPU, and what a batch of images needs.
         usual_weights: the hub's id of the weights it has where none are named ("" = none, or they come with it).
         extra: the extra of pyproject.toml that it needs ("" = none), and `modules`, the modules that come with it.
     """

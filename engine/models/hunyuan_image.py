@@ -17,6 +17,7 @@ import torch
 from diffusers import HunyuanImagePipeline
 from torch import Tensor
 
+from engine.model_checks import MEAN_VELOCITY
 from engine.models.base import JOINT_ATTENTION_LORA_TARGETS, PromptEmbeddings
 from engine.models.checkpointing import mended_checkpoints
 from engine.models.masks import cut_padding
@@ -42,10 +43,7 @@ class HunyuanImage(PipelineModel):
     def __init__(self, pipeline: Any, resolution: int | None = None) -> None:
         super().__init__(pipeline, resolution)
         if self.transformer.config.use_meanflow:
-            raise ValueError(
-                "This HunyuanImage predicts the mean velocity of a whole step (use_meanflow), which no stochastic step "
-                "can be made of; choose a folder of the base model."
-            )
+            raise ValueError(MEAN_VELOCITY)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:

@@ -33,7 +33,7 @@ WEIGHTS_NAME = "model.safetensors"
 MAX_TOKENS = 35
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 REMEDY = (
-    "Fetch ImageReward.pt (1.8 GB) and med_config.json from the hub's THUDM/ImageReward; `palate rewards convert "
+    "Fetch ImageReward.pt (1.8 GB) and med_config.json from the hub's zai-org/ImageReward; `palate rewards convert "
     "ImageReward.pt --out FOLDER` makes them into a folder once, with the tokenizer of bert-base-uncased (--base "
     "FOLDER where no hub can be reached); set `weights` to that folder."
 )

@@ -1,8 +1,8 @@
 """Is the text that the prompt quotes written in the image? Flow-GRPO's reward for text rendering.
 
-J. Liu et al., "Flow-GRPO" (arXiv 2505.05470), section 4.2: r = max(1 − N_e/N_ref, 0), with N_e the edit distance
-between the text in the image and the quoted one, and N_ref the length of the latter; blanks and case do not count, and
-a text that is contained in what was read is right.
+J. Liu et al., "Flow-GRPO" (arXiv 2505.05470), visual text rendering: r = max(1 − N_e/N_ref, 0), with N_e the edit
+distance between the text in the image and the quoted one, and N_ref the length of the latter; blanks and case do not
+count, and a text that is contained in what was read is right.
 
 Deviations from the paper: read by PP-OCRv4 as packaged by rapidocr; several quoted passages are joined, and all right
 where each is contained; curly quotation marks count as well.

@@ -98,7 +98,7 @@ def test_rewards_are_listed_with_what_they_lack(monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 0
     blocks = {block.split(":")[0]: block for block in re.split(r"\n(?! )", result.stdout.strip())}
     assert list(blocks) == list(REWARD_INFO)
-    assert "3.94 GB of weights; licence: MIT" in blocks["pickscore"]
+    assert "3.94 GB of weights, about 2.6 GB of memory; licence: MIT" in blocks["pickscore"]
     assert "weights not here: yuvalkirstain/PickScore_v1 is fetched" in blocks["pickscore"]
     assert '    not ready: install it: .venv/bin/pip install -c constraints.txt -e ".[rewards]"' in blocks["ocr"]
     assert "palate rewards convert" in blocks["hpsv2"]

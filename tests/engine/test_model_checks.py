@@ -104,6 +104,15 @@ def test_a_distilled_model_takes_no_guidance(
             check_model(settings_of(folder, name, 3.5))
 
 
+def test_mean_velocities_of_whole_steps_are_refused(folder: Path) -> None:
+    change(folder / "model_index.json", _class_name="HunyuanImagePipeline")
+    change(folder / "transformer" / "config.json", guidance_embeds=True)
+    check_model(settings_of(folder, "hunyuan_image", 3.25))
+    change(folder / "transformer" / "config.json", use_meanflow=True)
+    with pytest.raises(ValueError, match="no stochastic step can be made of that; choose a folder of the base model"):
+        check_model(settings_of(folder, "hunyuan_image", 3.25))
+
+
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [

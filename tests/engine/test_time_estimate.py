@@ -107,6 +107,7 @@ def test_a_gpu_is_known_by_its_name() -> None:
     names = {
         "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H100 PCIe": "H100 PCIe", "NVIDIA H200": "H200", "NVIDIA L40S": "L40S",
         "NVIDIA A100-SXM4-80GB": "A100", "NVIDIA GeForce RTX 4090": "RTX 4090", "NVIDIA L4": "L4",
+        "NVIDIA H200 NVL": "H200 NVL", "NVIDIA GB200": "GB200", "NVIDIA GeForce RTX 4090 Laptop GPU": None,
     }  # fmt: skip
     assert {device: getattr(find_gpu(device), "name", None) for device in names} == names
     assert find_gpu("CPU") is None

@@ -1,7 +1,7 @@
 """ModelSpec's architecture identifiers: by what a program must know to run a model, not by who tuned it.
 
-They are those that sd-scripts (library/sai_model_spec.py) and SwarmUI (T2IModelClassSorter.cs) write and look for;
-FLUX.2 klein's are musubi-tuner's.
+They are those that SwarmUI looks for (T2IModelClassSorter.cs), which reads sd-scripts' own (library/sai_model_spec.py)
+as well; FLUX.2 klein's are musubi-tuner's.
 """
 
 from __future__ import annotations

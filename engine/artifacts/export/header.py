@@ -46,7 +46,7 @@ def header(source: ExportSource, kind: Literal["lora", "whole"], implementation:
         "modelspec.architecture": architecture_id(source.facts) + ("/lora" if kind == "lora" else ""),
         "modelspec.implementation": implementation,
         "modelspec.title": f"{source.base_name}, tuned for {rewards}, {source.step} iterations",
-        "modelspec.description": f"Tuned with MixGRPO from rewards ({rewards}) in Palate.",
+        "modelspec.description": f"Tuned with {source.method} from rewards ({rewards}) in Palate.",
         "modelspec.author": "Palate",
         "modelspec.date": datetime.fromtimestamp(manifest.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "modelspec.resolution": f"{side}x{side}",

@@ -10,19 +10,36 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from engine.artifacts.export.architecture import architecture_id
 from engine.artifacts.export.lora_reader import KOHYA_KEYS, KeyStyle
 from engine.artifacts.export.published_lora import PublishedLora
 from engine.artifacts.export.source import ExportSource
 
-# The network module that trains such a file, and what it calls the base.
-NETWORKS: dict[str, tuple[str, str]] = {
-    "FluxTransformer2DModel": ("networks.lora_flux", "flux1"),
-    "Flux2Transformer2DModel": ("networks.lora_flux_2", "flux2"),
-    "ChromaTransformer2DModel": ("networks.lora_flux", "chroma"),
-    "SD3Transformer2DModel": ("networks.lora_sd3", "sd3"),
-    "Lumina2Transformer2DModel": ("networks.lora_lumina", "lumina2"),
-    "QwenImageTransformer2DModel": ("networks.lora_qwen_image", "qwen_image"),
-    "ZImageTransformer2DModel": ("networks.lora_zimage", "zimage"),
+# The network module that trains such a file: sd-scripts', or musubi-tuner's for FLUX.2, Qwen-Image and Z-Image.
+NETWORKS: dict[str, str] = {
+    "FluxTransformer2DModel": "networks.lora_flux",
+    "Flux2Transformer2DModel": "networks.lora_flux_2",
+    "ChromaTransformer2DModel": "networks.lora_flux",
+    "SD3Transformer2DModel": "networks.lora_sd3",
+    "Lumina2Transformer2DModel": "networks.lora_lumina",
+    "QwenImageTransformer2DModel": "networks.lora_qwen_image",
+    "ZImageTransformer2DModel": "networks.lora_zimage",
+}
+
+# What the same trainers call the base (ss_base_model_version), by its ModelSpec architecture.
+BASES: dict[str, str] = {
+    "flux-1-dev": "flux1",
+    "flux-1-schnell": "flux1",
+    "Flux.2-dev": "flux_2_dev",
+    "Flux.2-klein-4b": "flux_2_klein_4b",
+    "Flux.2-klein-9b": "flux_2_klein_9b",
+    "chroma": "chroma",
+    "stable-diffusion-v3-medium": "3-medium",
+    "stable-diffusion-v3.5-medium": "3-5-medium",
+    "stable-diffusion-v3.5-large": "3-5-large",
+    "lumina-2": "lumina2",
+    "qwen-image": "qwen_image",
+    "z-image": "z_image",
 }
 
 # ComfyUI and Forge hold q, k and v of these as one layer, and know the parts by other spellings than kohya's alone.
@@ -60,12 +77,11 @@ class Kohya(PublishedLora):
 def training_texts(source: ExportSource) -> dict[str, str]:
     """The header's ``ss_…`` texts: every value is a string, as the format has it."""
     settings = source.settings
-    module, base = NETWORKS[source.facts.class_name]
     return {
         "ss_v2": "False",
-        "ss_base_model_version": base,
+        "ss_base_model_version": BASES[architecture_id(source.facts)],
         "ss_sd_model_name": source.base_name,
-        "ss_network_module": module,
+        "ss_network_module": NETWORKS[source.facts.class_name],
         "ss_network_dim": str(settings.tuning.rank),
         "ss_network_alpha": str(settings.tuning.alpha),
         "ss_network_args": json.dumps({}),
@@ -76,5 +92,5 @@ def training_texts(source: ExportSource) -> dict[str, str]:
         "ss_learning_rate": str(settings.optimiser.learning_rate),
         "ss_mixed_precision": {"bfloat16": "bf16", "float32": "no"}[settings.model.precision],
         "ss_training_finished_at": str(source.manifest.created),
-        "ss_training_comment": "MixGRPO on rewards, in Palate",
+        "ss_training_comment": f"{source.method} on rewards, in Palate",
     }

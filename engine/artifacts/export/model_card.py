@@ -32,7 +32,7 @@ def model_card(
 
 # {source.base_name}, tuned for {" + ".join(reward.key for reward in settings.rewards if reward.weight > 0)}
 
-{source.step} iterations of MixGRPO on `{source.relative_to}` with the rewards {rewards}{average}.
+{source.step} iterations of {source.method} on `{source.relative_to}` with the rewards {rewards}{average}.
 Made with Palate. The weights are in {source.precision}.{beside}
 
 ## Scores
@@ -92,7 +92,7 @@ def _metadata(
         "library_name": "diffusers",
         **source.licence.card_fields(licence_beside),
         "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "diffusers", "flow-matching", "mixgrpo", "palate", *lora],
+        "tags": ["text-to-image", "diffusers", "flow-matching", source.method.lower(), "palate", *lora],
     }
     drawn = source.samples_at(source.step)
     if drawn is not None and images:

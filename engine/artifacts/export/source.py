@@ -89,6 +89,14 @@ class ExportSource:
         return self.manifest.step
 
     @property
+    def method(self) -> str:
+        """What tuned it, as its authors call it: GRPO where every step but the last is stochastic, else MixGRPO."""
+        settings = self.settings
+        if settings.method == "nft":
+            return "DiffusionNFT"
+        return "MixGRPO" if settings.window.size < settings.sampling.num_steps - 1 else "GRPO"
+
+    @property
     def base_name(self) -> str:
         """The base model's name: on its hub, or its folder's without those that it lies in."""
         model = self.settings.model

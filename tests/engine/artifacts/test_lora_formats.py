@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from engine.artifacts.export.architecture import architecture_id
 from engine.artifacts.export.comfyui import ComfyUi
-from engine.artifacts.export.header import read_header
-from engine.artifacts.export.kohya import NETWORKS, Kohya
+from engine.artifacts.export.header import header, read_header
+from engine.artifacts.export.kohya import BASES, NETWORKS, Kohya, training_texts
 from engine.artifacts.export.lora_layers import LoraLayer, stack
 from engine.artifacts.export.native_names import NATIVE_NAMES
 from engine.artifacts.export.published_lora import PublishedLora
@@ -25,6 +26,7 @@ from engine.artifacts.export.source import ExportError
 from engine.artifacts.export.transformer_facts import TransformerFacts
 from engine.artifacts.tensor_files import tensor_sha256
 from engine.catalogue import MODEL_INFO, why_not
+from engine.presets import PRESETS
 from tests.engine.artifacts.families import family_source, weight_deltas
 
 # Diffusers' Chroma uses a class that diffusers itself calls deprecated.
@@ -193,7 +195,7 @@ def test_the_keys_and_texts_of_kohya(tmp_path: Path) -> None:
     assert texts["ss_v2"] == "False"
     assert texts["ss_network_module"] == "networks.lora_sd3"
     assert (texts["ss_network_dim"], texts["ss_network_alpha"]) == ("4", "7.0")
-    assert texts["ss_base_model_version"] == "sd3"
+    assert texts["ss_base_model_version"] == "3-5-medium"
     assert texts["modelspec.architecture"] == "stable-diffusion-v3.5-medium/lora"
     assert texts["modelspec.hash_sha256"] == "0x" + tensor_sha256(path)
 
@@ -227,6 +229,24 @@ def test_the_keys_and_texts_of_kohya(tmp_path: Path) -> None:
 )
 def test_architectures_have_published_identifiers(class_name: str, config: dict[str, Any], identifier: str) -> None:
     assert architecture_id(TransformerFacts(class_name, config, {})) == identifier
+    assert (identifier in BASES) == (class_name in NETWORKS)
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_every_family_of_kohya_has_a_name_of_its_base(tmp_path: Path, family: str) -> None:
+    assert training_texts(family_source(family, tmp_path))["ss_base_model_version"] in BASES.values()
+
+
+@pytest.mark.parametrize(
+    ("preset", "method"),
+    [("mixgrpo_flash", "MixGRPO"), ("flow_grpo", "GRPO"), ("dance_grpo", "GRPO"), ("diffusion_nft", "DiffusionNFT")],
+)
+def test_a_file_names_the_method_that_tuned_it(tmp_path: Path, preset: str, method: str) -> None:
+    any_source = family_source("FluxTransformer2DModel", tmp_path)
+    source = replace(any_source, settings=PRESETS[preset].make())
+    source.__dict__["facts"] = any_source.facts
+    assert header(source, "lora")["modelspec.description"].startswith(f"Tuned with {method} from rewards")
+    assert training_texts(source)["ss_training_comment"].startswith(f"{method} on")
 
 
 @pytest.mark.parametrize("family", NETWORKS)
