@@ -103,7 +103,7 @@ def test_a_model_is_launched_and_made_again(workbench: Workbench, models: Path) 
     button(at, "Start the run").click().run()
     assert not at.error, at.error
     settings = newest(workbench)
-    assert settings.model.model_dump(exclude_none=True) == {
+    assert settings.model.model_dump(exclude_defaults=True) == {
         "name": "flux", "folder": str(models / "dev"), "start_from": str(models / "mine.safetensors"),
         "resolution": 720, "precision": "bfloat16",
     }  # fmt: skip
