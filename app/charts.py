@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import pandas as pd
@@ -12,6 +12,7 @@ from app.run_data import PHASES
 
 HELD_OUT, SMOOTHED, EACH = "Held-out prompts", "Training", "Each iteration"
 SERIES_COLOURS = {HELD_OUT: "#c8643b", SMOOTHED: "#2b8580", EACH: "#8fb9b5"}
+REWARD_COLOURS = ("#5b6fa8", "#7a8b3a", "#8c5a86", "#c8643b", "#2b8580", "#d9a441")
 _PHASE_NAMES = {"sample": "Sampling", "decode": "Decoding", "score": "Scoring", "train": "Training"}
 PHASE_COLOURS = {"Sampling": "#2b8580", "Decoding": "#8fc0bc", "Scoring": "#d9a441", "Training": "#c8643b"}
 
@@ -28,10 +29,12 @@ def reward_chart(table: pd.DataFrame, title: str, last_step: int, height: int = 
     value = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
     hint = [alt.Tooltip("series:N", title="Series"), alt.Tooltip("step:Q", title="Step"),
             alt.Tooltip("value:Q", title=title, format=".3f")]
+    spread = alt.Tooltip("spread:Q", title="Standard deviation within a prompt's images", format=".3f")
     base = alt.Chart(table).encode(x=step, y=value, color=colour, tooltip=hint)
     held_out = base.transform_filter(alt.datum.series == HELD_OUT)
     layers = [
-        base.transform_filter(alt.datum.series == EACH).mark_line(strokeWidth=1, opacity=0.55),
+        base.transform_filter(alt.datum.series == EACH).mark_line(strokeWidth=1, opacity=0.55)
+        .encode(tooltip=[*hint, spread]),
         base.transform_filter(alt.datum.series == SMOOTHED).mark_line(strokeWidth=2.2),
         held_out.mark_line(strokeWidth=2),
         held_out.mark_point(filled=True, size=46, opacity=1),
@@ -41,6 +44,40 @@ def reward_chart(table: pd.DataFrame, title: str, last_step: int, height: int = 
         level = alt.Chart(start).mark_rule(strokeDash=[4, 4], color=SERIES_COLOURS[HELD_OUT], opacity=0.6)
         layers.insert(0, level.encode(y="value:Q"))
     return alt.layer(*layers).properties(height=height, title=alt.TitleParams(title, anchor="start", fontSize=14))
+
+
+def standardised_chart(
+    table: pd.DataFrame, colours: Mapping[str, str], last_step: int, height: int = 230
+) -> alt.LayerChart:
+    """All rewards on one axis, in standard deviations of the base model's scores; the base model is the level line 0.
+
+    `table` is a `standardised_table`: held-out means are drawn with points, smoothed training means thin and pale.
+    `colours` are by reward title.
+    """
+    title = "Change in standard deviations of the base model"
+    base = alt.Chart(table).encode(
+        x=alt.X("step:Q", title=None, scale=alt.Scale(domain=[0, max(1, last_step)], nice=False),
+                axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(tickCount=5)),
+        color=alt.Color("reward:N", legend=None,
+                        scale=alt.Scale(domain=list(colours), range=list(colours.values()))),
+        tooltip=[alt.Tooltip("reward:N", title="Reward"), alt.Tooltip("series:N", title="Series"),
+                 alt.Tooltip("step:Q", title="Step"),
+                 alt.Tooltip("value:Q", title="Standard deviations", format="+.2f")],
+    )  # fmt: skip
+    held_out = base.transform_filter(alt.datum.series == HELD_OUT)
+    layers = [
+        alt.Chart(pd.DataFrame({"value": [0.0]})).mark_rule(strokeDash=[4, 4], color="#8a8a8a").encode(y="value:Q"),
+        base.transform_filter(alt.datum.series == SMOOTHED).mark_line(strokeWidth=1.2, opacity=0.5),
+        held_out.mark_line(strokeWidth=2.2),
+        held_out.mark_point(filled=True, size=46, opacity=1),
+    ]
+    return alt.layer(*layers).properties(height=height, title=alt.TitleParams(title, anchor="start", fontSize=14))
+
+
+def reward_colours(titles: Sequence[str]) -> dict[str, str]:
+    """A colour for each reward, in their order; past the last they begin again."""
+    return {title: REWARD_COLOURS[place % len(REWARD_COLOURS)] for place, title in enumerate(titles)}
 
 
 def time_chart(table: pd.DataFrame, last_step: int, lately: float | None, height: int = 230) -> alt.Chart:

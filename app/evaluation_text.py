@@ -19,6 +19,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
         lines.append(f"Against    {_model(evaluation.against.model)}")
     lines += [f"Drawn      {_drawn(evaluation)}", "", *_aligned(_rows(evaluation)), "", _KEY]
     if evaluation.comparisons:
+        lines.append(f"In std: the difference in standard deviations of {_whose(evaluation)} scores.")
         lines.append("Win rate: in how many pairs the evaluated model scores higher, a tie counted as half.")
     lines += [f"{each.model.name}: {note}" for each in scored for note in each.notes]
     return "\n".join(lines)
@@ -40,13 +41,14 @@ def _drawn(evaluation: Evaluation) -> str:
 def _rows(evaluation: Evaluation) -> list[list[str]]:
     """The table's cells, headings first."""
     against = evaluation.against
-    rows = [["", "evaluated", *(["against", "difference", "win rate"] if against else [])]]
+    rows = [["", "evaluated", *(["against", "difference", "in std", "win rate"] if against else [])]]
     for name, mean in evaluation.evaluated.means.items():
         row = [name.replace("_", " "), _estimate(mean, _number(name))]
         if against:
             row.append(_estimate(against.means.get(name), _number(name)))
             comparison = evaluation.comparisons.get(name)
             row.append(_estimate(comparison.difference if comparison else None, _number(name, signed=True)))
+            row.append(_signed(comparison.standardised if comparison else None))
             row.append(_estimate(comparison.win_rate if comparison else None, lambda share: f"{share * 100:.0f} %"))
         rows.append(row)
     return rows
@@ -56,6 +58,15 @@ def _number(name: str, *, signed: bool = False) -> Callable[[float], str]:
     """How a measure's figures are written: a digit more than in the gallery, since intervals are narrow."""
     form = f"{'+' if signed else ''}.{words.digits_for(name) + 1}f"
     return lambda value: format(value, form).replace("-", "−")
+
+
+def _whose(evaluation: Evaluation) -> str:
+    assert evaluation.against is not None
+    return "the base model's" if evaluation.against.model.checkpoint is None else "the other's"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}".replace("-", "−")
 
 
 def _estimate(estimate: Estimate | None, written: Callable[[float], str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,6 +11,7 @@ from app import words
 from app.components.gallery import GalleryData, GalleryRow, ShownReward, Tile, column_order
 from app.file_routes import sample_address
 from engine.settings import RunSettings
+from engine.standardised import Scale
 from store.results import MetricRow, SampleRow, SampleStepRow
 
 MAX_CHART_POINTS = 500
@@ -100,19 +101,35 @@ def _tile(sample: SampleRow | None, names: Sequence[str]) -> Tile | None:
 
 
 def reward_table(names: Sequence[str], rows: Sequence[MetricRow], steps: Sequence[SampleStepRow]) -> pd.DataFrame:
-    """Columns step, reward, series, value: each reward's training mean, its smoothing, and the held-out mean."""
+    """Columns step, reward, series, value, spread: each reward's training mean, its smoothing, and the held-out mean.
+
+    `spread` is the standard deviation within a group, of a training mean that is not smoothed; NaN elsewhere.
+    """
     parts: list[pd.DataFrame] = []
     for name in names:
         training = pd.Series({row.step: row.rewards[name] for row in rows if name in row.rewards}, dtype=float)
         if len(training):
             smooth = training.ewm(halflife=max(2.0, len(training) / 25)).mean()
-            parts += [_series(_thin(training), name, "Each iteration"),
+            each = _thin(training)
+            spreads = pd.Series({row.step: row.spreads.get(name) for row in rows}, dtype=float)
+            parts += [_series(each, name, "Each iteration").assign(spread=spreads.loc[each.index].to_numpy()),
                       _series(_thin(smooth), name, "Training")]
         held_out = pd.Series({row.step: row.rewards[name] for row in steps if name in row.rewards}, dtype=float)
         if len(held_out):
             parts.append(_series(held_out, name, "Held-out prompts"))
-    columns = ["step", "reward", "series", "value"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    columns = ["step", "reward", "series", "value", "spread"]
+    return pd.concat(parts, ignore_index=True).reindex(columns=columns) if parts else pd.DataFrame(columns=columns)
+
+
+def standardised_table(table: pd.DataFrame, scales: Mapping[str, Scale]) -> pd.DataFrame:
+    """The held-out and the smoothed rows of a `reward_table`, in standard deviations of the base model's scores.
+
+    `scales` are by reward name; rewards without one are left out.
+    """
+    by_title = {words.reward_title(name): scale for name, scale in scales.items()}
+    kept = table[table["reward"].isin(by_title) & (table["series"] != "Each iteration")]
+    pairs = zip(kept["reward"], kept["value"], strict=True)
+    return kept.assign(value=[by_title[title].standardised(value) for title, value in pairs])
 
 
 def _series(values: pd.Series, name: str, series: str) -> pd.DataFrame:

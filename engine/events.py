@@ -47,6 +47,9 @@ class IterationDone(EventBase):
     kind: Literal["iteration"] = "iteration"
     step: int
     rewards: dict[str, float] = Field(description="Mean raw score of each reward over the iteration's images.")
+    spreads: dict[str, float] = Field(
+        {}, description="Standard deviation of each reward's raw scores within a group, averaged over the groups."
+    )
     failed_scores: int = Field(0, description="Scores that failed and were masked.")
     loss: float
     grad_norm: float

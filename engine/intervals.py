@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.standardised import scale_of
+
 CONFIDENCE = 0.95
 # P(|T| ≤ 13) > 0.95 with a single degree of freedom, and the more there are the lighter the tails.
 _LARGEST_QUANTILE = 13.0
@@ -42,6 +44,7 @@ class Comparison:
 
     Attributes:
         difference: mean of the first's score minus the second's.
+        standardised: that difference in standard deviations of the second's scores; None where they have no spread.
         win_rate: share of pairs in which the first scores higher, a tie counted as half a win.
     """
 
@@ -50,6 +53,7 @@ class Comparison:
     num_wins: int
     num_ties: int
     num_losses: int
+    standardised: float | None = None
 
 
 def mean_of(scores: Scores) -> Estimate | None:
@@ -70,7 +74,9 @@ def compare(first: Scores, second: Scores) -> Comparison | None:
         return None
     wins, losses = int((finite > 0).sum()), int((finite < 0).sum())
     ties = len(finite) - wins - losses
-    return Comparison(_student(finite), share_of(wins + ties / 2, len(finite)), wins, ties, losses)
+    difference, scale = _student(finite), scale_of(second)
+    standardised = difference.value / scale.std if scale else None
+    return Comparison(difference, share_of(wins + ties / 2, len(finite)), wins, ties, losses, standardised)
 
 
 def share_of(successes: float, count: int) -> Estimate:

@@ -34,7 +34,7 @@ from engine.gradients import accumulate, clip_gradient
 from engine.learning_rate import learning_rate_at
 from engine.models import PromptEmbeddings, base_in_words
 from engine.models.velocity import prompt_velocity
-from engine.objective.advantage import balanced_splits, best_and_worst, group_advantages
+from engine.objective.advantage import balanced_splits, best_and_worst, group_advantages, group_spreads
 from engine.objective.base import ImageVelocity, Objective, choose_steps
 from engine.objective.grpo import GrpoObjective
 from engine.objective.nft import NftObjective, noise_images
@@ -61,6 +61,7 @@ class Batch:
     embeddings: PromptEmbeddings
     rollout: Rollout
     rewards: dict[str, float]
+    spreads: dict[str, float]
     num_failed: int
     failed_shares: dict[str, float]
     diversity: float
@@ -153,6 +154,7 @@ def _iterate(run: Run) -> list[str]:
             time=time.time(),
             step=run.step,
             rewards=batch.rewards,
+            spreads=batch.spreads,
             failed_scores=batch.num_failed,
             loss=stats.loss,
             grad_norm=stats.grad_norm,
@@ -201,8 +203,9 @@ def sample_and_score(run: Run) -> Batch:
     images = decode(run.model, drawn.latents, run.sizes.decode)
     decoded = time.perf_counter()
     scores, diversity = _scores_of_all(run, images, prompts, groups)
+    grouped = {name: torch.from_numpy(values).view(-1, grpo.group_size) for name, values in scores.items()}
     advantages = group_advantages(
-        {name: torch.from_numpy(values).view(-1, grpo.group_size) for name, values in scores.items()},
+        grouped,
         {reward.key: reward.weight for reward in settings.rewards},
         gates={reward.key: reward.gate for reward in settings.rewards if reward.gate is not None},
         mix=grpo.reward_mix, clip=grpo.advantage_clip, std=grpo.advantage_std, trim=grpo.trim,
@@ -215,7 +218,8 @@ def sample_and_score(run: Run) -> Batch:
     }
     num_failed = sum(int((~np.isfinite(values)).sum()) for values in scores.values())
     failed_shares = {name: float((~np.isfinite(values)).mean()) for name, values in scores.items()}
-    return Batch(share, embeddings, drawn, means, num_failed, failed_shares, diversity, advantages, seconds)
+    spreads = group_spreads(grouped)
+    return Batch(share, embeddings, drawn, means, spreads, num_failed, failed_shares, diversity, advantages, seconds)
 
 
 def _scores_of_all(

@@ -29,6 +29,7 @@ class MetricRow:
     step: int
     time: float
     rewards: dict[str, float]
+    spreads: dict[str, float]
     failed_scores: int
     loss: float | None
     grad_norm: float | None
@@ -124,6 +125,7 @@ def record_iteration(session: Session, lease: Lease, event: IterationDone) -> No
             epoch=lease.epoch,
             time=event.time,
             rewards=_finite_only(event.rewards),
+            spreads=_finite_only(event.spreads),
             failed_scores=event.failed_scores,
             loss=_finite(event.loss),
             grad_norm=_finite(event.grad_norm),

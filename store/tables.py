@@ -107,6 +107,7 @@ class Metric(Table):
     epoch: Mapped[int]
     time: Mapped[float]
     rewards: Mapped[dict[str, float]]
+    spreads: Mapped[dict[str, float]] = mapped_column(server_default="{}")
     failed_scores: Mapped[int]
     loss: Mapped[float | None]
     grad_norm: Mapped[float | None]

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from engine.standardised import FLOAT_NOISE
+
 _EPSILON = 1e-8
-# A few units in the last place of float32: scores that differ by less, relative to their size, are one score.
-_FLOAT_NOISE = 1e-6
 
 
 def group_advantages(
@@ -66,6 +66,21 @@ def group_advantages(
     return mixed.clamp(-clip, clip).to(dtype)
 
 
+def group_spreads(scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """The unbiased std of each reward's scores (P, G) within a group, averaged over the groups, in the scores' units.
+
+    A failed score (NaN or ±inf) is left out, and a group with fewer than two others; a reward without any group is
+    absent. Neither trimmed nor gated: what the scores themselves show.
+    """
+    spreads: dict[str, float] = {}
+    for name, grouped in scores.items():
+        rewards, counted = grouped.double(), grouped.isfinite()
+        told = counted.sum(-1) > 1
+        if told.any():
+            spreads[name] = float(_std(rewards.masked_fill(~counted, 0.0), counted)[told].mean())
+    return spreads
+
+
 def best_and_worst(advantages: Tensor, count: int) -> Tensor:
     """Indices (long), into (P, G) flattened, of the `count` highest and the `count` lowest advantages of each group.
 
@@ -106,7 +121,7 @@ def _standardised(
 
     `size` (P, G) is the magnitude of what each reward was summed from: the scale of its rounding.
     """
-    noise = _FLOAT_NOISE * (size * valid).amax(-1, keepdim=True)
+    noise = FLOAT_NOISE * (size * valid).amax(-1, keepdim=True)
     counted = _untrimmed(rewards, valid, trim)
     counted = torch.where(_range(rewards, counted) > noise, counted, valid)
     mean = _mean(rewards, counted)

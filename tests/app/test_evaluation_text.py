@@ -13,9 +13,9 @@ from engine.settings import RunSettings
 TUNED = {"vividness": [0.9, 0.8, 1.0, 0.9], "all_correct": [1.0, 0.0, 0.0, 1.0]}
 BASE = {"vividness": [0.6, 0.7, 1.1, 0.5], "all_correct": [1.0, 1.0, 0.0, 1.0]}
 ROWS = [
-    "              evaluated              against                difference                win rate",
-    "vividness     0.900 [0.770, 1.030]   0.725 [0.307, 1.143]   +0.175 [−0.178, +0.528]   75 % [30 %, 95 %]",
-    "all correct   0.500 [0.150, 0.850]   0.750 [0.301, 0.954]   −0.250 [−1.046, +0.546]   38 % [9 %, 78 %]",
+    "              evaluated              against                difference                in std   win rate",
+    "vividness     0.900 [0.770, 1.030]   0.725 [0.307, 1.143]   +0.175 [−0.178, +0.528]   +0.67    75 % [30 %, 95 %]",
+    "all correct   0.500 [0.150, 0.850]   0.750 [0.301, 0.954]   −0.250 [−1.046, +0.546]   −0.50    38 % [9 %, 78 %]",
 ]
 
 
@@ -61,6 +61,7 @@ def test_a_comparison_is_a_table() -> None:
         "",
     ]
     assert lines[4:7] == ROWS
+    assert lines[-2] == "In std: the difference in standard deviations of the base model's scores."
     assert "a tie counted as half" in lines[-1]
 
 
@@ -73,7 +74,7 @@ def test_a_checkpoint_alone_has_no_columns_to_compare() -> None:
 def test_one_image_has_figures_without_intervals() -> None:
     text = evaluation_text(evaluation(scored("mine", {"vividness": [0.25]}), scored("base", {"vividness": [0.5]})))
     assert "1 prompt (mine.txt), seed 7, " in text
-    assert "vividness   0.250       0.500     −0.250       0 % [0 %, 79 %]" in text
+    assert "vividness   0.250       0.500     −0.250       –        0 % [0 %, 79 %]" in text
 
 
 def test_failed_scores_are_said() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete, select
 from streamlit.testing.v1 import AppTest
 
 from app import connection
@@ -14,7 +16,7 @@ from engine.prompt_files import MAX_HELD_OUT
 from store.prompt_sets import list_prompt_sets
 from store.results import exports_of
 from store.runs import get_run, list_runs
-from store.tables import Export, Job
+from store.tables import Export, Job, Sample, SampleStep
 from tests.app.conftest import Workbench
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -63,6 +65,53 @@ def test_running_run(workbench: Workbench) -> None:
     assert "All correct" in words
     assert button(at, "Stop").disabled is False
     assert "num_steps:" in words  # the settings as YAML
+
+
+def charts_of(at: AppTest) -> list[dict]:
+    return [json.loads(chart.proto.spec) for chart in at.get("vega_lite_chart")]
+
+
+def titles_of(at: AppTest) -> list[str]:
+    return [chart["title"]["text"].partition(",")[0] for chart in charts_of(at)]
+
+
+def test_several_rewards_share_an_axis_until_the_raw_scores_are_asked_for(workbench: Workbench) -> None:
+    at = open_page("run", id=workbench.ids["running"])
+    together = "Change in standard deviations of the base model"
+    assert titles_of(at) == [together, "Seconds an iteration"]
+    assert "1 the standard deviation of its scores" in text_of(at)
+    at.button_group(key="scores").set_value("Raw").run()
+    assert not at.exception, at.exception
+    assert titles_of(at) == ["Vividness", "Composition", "Seconds an iteration"]
+    again = open_page("run", id=workbench.ids["running"], scores="Raw")
+    assert titles_of(again)[0] == "Vividness", "the address keeps it"
+
+
+def test_a_reward_alone_starts_in_its_own_units(workbench: Workbench) -> None:
+    at = open_page("run", id=workbench.ids["done"])
+    assert titles_of(at)[0] == "Vividness"
+    at = open_page("run", id=workbench.ids["done"], scores="Standardised")
+    assert titles_of(at)[0] == "Change in standard deviations of the base model"
+
+
+def test_a_reward_without_a_spread_at_step_0_is_said_to_have_none(workbench: Workbench) -> None:
+    run_id = workbench.ids["running"]
+    with workbench.database.write() as session:
+        for drawn in session.scalars(select(Sample).where(Sample.run_id == run_id, Sample.step == 0)):
+            drawn.rewards = drawn.rewards | {"composition": 0.5}
+    at = open_page("run", id=run_id)
+    assert "Not shown: Composition" in text_of(at)
+    assert titles_of(at)[0] == "Change in standard deviations of the base model"
+
+
+def test_without_the_base_models_scores_there_is_no_switch(workbench: Workbench) -> None:
+    run_id = workbench.ids["running"]
+    with workbench.database.write() as session:
+        session.execute(delete(Sample).where(Sample.run_id == run_id, Sample.step == 0))
+        session.execute(delete(SampleStep).where(SampleStep.run_id == run_id, SampleStep.step == 0))
+    at = open_page("run", id=run_id)
+    assert titles_of(at) == ["Vividness", "Composition", "Seconds an iteration"]
+    assert not at.get("button_group")
 
 
 def test_stop_asks_the_worker(workbench: Workbench) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.charts import reward_chart, time_chart
+from app.charts import reward_chart, reward_colours, standardised_chart, time_chart
 from app.run_data import (
     MAX_CHART_POINTS,
     failed_scores,
@@ -15,9 +15,11 @@ from app.run_data import (
     reward_names,
     reward_table,
     seconds_an_iteration,
+    standardised_table,
     time_table,
 )
 from engine.settings import RewardSettings, RunSettings
+from engine.standardised import Scale
 from store.results import MetricRow, SampleRow, SampleStepRow
 
 SETTINGS = RunSettings(rewards=(RewardSettings(name="vividness"), RewardSettings(name="composition", weight=0.0)))
@@ -25,9 +27,10 @@ SETTINGS = RunSettings(rewards=(RewardSettings(name="vividness"), RewardSettings
 
 def metric(step: int, **rewards: float) -> MetricRow:
     return MetricRow(
-        step=step, time=float(step), rewards=rewards, failed_scores=0, loss=0.1, grad_norm=1.0, ratio_drift=0.0,
-        clipped_share=0.0, diversity=0.2, window_start=0, sample_seconds=1.0, decode_seconds=0.5, score_seconds=0.25,
-        train_seconds=2.0, num_forwards=14, num_trained_steps=96, eta_seconds=None,
+        step=step, time=float(step), rewards=rewards, spreads=dict.fromkeys(rewards, 0.2), failed_scores=0, loss=0.1,
+        grad_norm=1.0, ratio_drift=0.0, clipped_share=0.0, diversity=0.2, window_start=0,
+        sample_seconds=1.0, decode_seconds=0.5, score_seconds=0.25, train_seconds=2.0, num_forwards=14,
+        num_trained_steps=96, eta_seconds=None,
     )
 
 
@@ -89,9 +92,24 @@ def test_reward_table_holds_three_series() -> None:
     steps = [SampleStepRow(0, 0.0, {"vividness": 0.5}, {}, 1.0)]
     table = reward_table(reward_names(SETTINGS, rows, steps), rows, steps)
     assert table.groupby("series").size().to_dict() == {"Each iteration": 10, "Training": 10, "Held-out prompts": 1}
+    assert table.groupby("series")["spread"].count().to_dict()["Each iteration"] == 10, "of each iteration"
+    assert table["spread"].count() == 10, "and of nothing else"
     smooth = table[table["series"] == "Training"]["value"]
     assert smooth.is_monotonic_increasing
     assert smooth.iloc[-1] < 10.0
+
+
+def test_a_standardised_table_is_the_raw_one_in_the_base_models_spread() -> None:
+    rows = [metric(step, vividness=2.0, compressibility=-3.0) for step in range(1, 4)]
+    steps = [SampleStepRow(0, 0.0, {"vividness": 0.5, "compressibility": -3.0}, {}, 1.0),
+             SampleStepRow(2, 0.0, {"vividness": 1.0, "compressibility": -3.0}, {}, 1.0)]
+    raw = reward_table(["vividness", "compressibility"], rows, steps)
+    table = standardised_table(raw, {"vividness": Scale(mean=0.5, std=0.25)})
+    assert set(table["reward"]) == {"Vividness"}, "the other has no spread"
+    assert table[table["series"] == "Held-out prompts"]["value"].to_list() == [0.0, 2.0]
+    assert table[table["series"] == "Training"]["value"].to_list() == pytest.approx([6.0] * 3)
+    assert set(table["series"]) == {"Held-out prompts", "Training"}
+    assert standardised_table(raw, {}).empty
 
 
 def test_long_runs_are_thinned_but_keep_the_newest() -> None:
@@ -123,4 +141,8 @@ def test_charts_are_valid_vega() -> None:
     assert chart["layer"][0]["mark"]["type"] == "rule"  # the base model's level
     without = reward_chart(reward_table(["vividness"], rows, []), "Vividness", 3).to_dict()
     assert all(layer["mark"]["type"] != "rule" for layer in without["layer"])
+    table = standardised_table(reward_table(["vividness"], rows, steps), {"vividness": Scale(0.5, 0.1)})
+    together = standardised_chart(table, reward_colours(["Vividness"]), 3).to_dict()
+    assert together["layer"][0]["mark"]["type"] == "rule"
+    assert len(set(reward_colours([str(number) for number in range(6)]).values())) == 6
     assert time_chart(time_table(rows), 3, 3.75).to_dict()["title"]["text"] == "Seconds an iteration, 3.8 of late"

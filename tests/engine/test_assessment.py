@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def test_scores_are_those_of_the_saved_images(tiny_run: TinyRun, tmp_path: Path)
             assert column(scored, name) == pytest.approx(values.tolist())
             assert scored.means[name] == mean_of(column(scored, name))
     assert evaluation.prompts_from == str(prompts)
+
+
+def test_the_difference_is_told_in_the_base_models_spread_too(tiny_run: TinyRun, tmp_path: Path) -> None:
+    prompts = tmp_path / "mine.txt"
+    prompts.write_text("a red circle\ntwo blue squares\na green star\n")
+    evaluation = evaluate(tiny_run(), tmp_path / "out", against="base", prompts=prompts)
+    assert evaluation.against is not None
+    spread = statistics.stdev(column(evaluation.against, "vividness"))
+    comparison = evaluation.comparisons["vividness"]
+    assert comparison.standardised == pytest.approx(comparison.difference.value / spread)
 
 
 def test_against_the_base_model_in_pairs(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -43,6 +43,17 @@ def test_failed_scores_are_left_out() -> None:
     assert compare([math.nan], [1.0]) is None
 
 
+def test_a_difference_is_told_in_the_seconds_spread_where_it_has_one() -> None:
+    compared = compare([0.5, 0.75, 1.0, math.nan], [0.25, 0.5, 0.75, 1.0])
+    assert compared is not None
+    # The second's own scores, one without a partner among them, have a variance of (9 + 1 + 1 + 9)/64/3.
+    assert compared.standardised == pytest.approx(0.25 / math.sqrt(20 / 64 / 3), rel=1e-12)
+    for alike in ([0.1, 0.1, 0.1], [0.1, math.nan, math.nan]):
+        without = compare([0.5, 0.75, 1.0], alike)
+        assert without is not None
+        assert without.standardised is None
+
+
 def test_one_image_has_a_mean_without_an_interval() -> None:
     mean = mean_of([0.4])
     assert mean is not None

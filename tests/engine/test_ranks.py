@@ -144,6 +144,7 @@ def test_two_processes_train_as_one(pair: Pair, name: str) -> None:
     for ours, theirs in zip([e for e in together if isinstance(e, IterationDone)], iterations, strict=True):
         tolerance = TOLERANCE if ours.rewards == theirs.rewards else TOLERANCE_WITH_ANOTHER_PIXEL
         assert ours.rewards == pytest.approx(theirs.rewards, rel=TOLERANCE)
+        assert ours.spreads == pytest.approx(theirs.spreads, rel=tolerance)
         assert ours.loss == pytest.approx(theirs.loss, abs=tolerance)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=tolerance)
         assert ours.ratio_drift == pytest.approx(theirs.ratio_drift, abs=TOLERANCE)

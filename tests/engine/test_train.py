@@ -131,7 +131,8 @@ def test_events_tell_the_run(tiny_settings: RunSettings, tmp_path: Path) -> None
     iteration = next(event for event in events if isinstance(event, IterationDone))
     # Window at 0: two SDE steps and six ODE steps for 2 prompts of 4 images, all 8 of which are trained on.
     assert (iteration.num_forwards, iteration.num_trained_steps) == (64, 16)
-    assert iteration.rewards.keys() == {"vividness", "incompressibility"}
+    assert iteration.rewards.keys() == iteration.spreads.keys() == {"vividness", "incompressibility"}
+    assert all(spread > 0 for spread in iteration.spreads.values())
     samples = [event for event in events if isinstance(event, SamplesDrawn)]
     assert [event.step for event in samples] == [0, 2, 4]
     assert len({event.images[0].seed for event in samples}) == 1, "the same seed down a column"

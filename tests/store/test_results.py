@@ -19,7 +19,8 @@ def iteration(step: int, **changes: object) -> IterationDone:
     return IterationDone.model_validate(
         {
             "time": float(step), "step": step, "rewards": {"vividness": step / 10}, "loss": 0.1, "grad_norm": 1.0,
-            "ratio_drift": 0.0, "clipped_share": 0.5, "window_start": 3, "num_forwards": 25, "num_trained_steps": 4,
+            "spreads": {"vividness": 0.05, "gone": math.nan}, "ratio_drift": 0.0, "clipped_share": 0.5,
+            "window_start": 3, "num_forwards": 25, "num_trained_steps": 4,
             "seconds": PhaseSeconds(sample=1.0, decode=2.0, score=3.0, train=4.0), "eta_seconds": 60.0, **changes,
         }
     )  # fmt: skip
@@ -66,6 +67,7 @@ def test_rows_come_back_as_they_were_said(either_database: Database, lease: Leas
     with either_database.read() as session:
         (row,) = results.metrics_of(session, lease.run_id)
         assert (row.step, row.rewards, row.loss, row.train_seconds) == (1, {"vividness": 0.1}, 0.1, 4.0)
+        assert row.spreads == {"vividness": 0.05}
         assert results.metrics_of(session, lease.run_id, after_step=1) == []
         (step,) = results.sample_steps_of(session, lease.run_id)
         assert (step.step, step.rewards, step.metrics) == (0, {"vividness": 0.5}, {"all_correct": 0.3})

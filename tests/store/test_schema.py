@@ -5,12 +5,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, insert, inspect, text
 
 from store.config import Config
-from store.database import make_engine
+from store.database import Database, make_engine
+from store.results import metrics_of
 from store.schema import SchemaError, migration_config, upgrade
-from store.tables import Table
+from store.tables import Metric, Table
+from tests.installations import queue_run
 
 
 def test_migrations_make_what_the_tables_say(bare_config: Config) -> None:
@@ -35,6 +37,25 @@ def test_there_and_back(bare_config: Config) -> None:
     with engine.connect() as connection:
         assert inspect(connection).get_table_names() == ["alembic_version"]
     engine.dispose()
+
+
+def test_iterations_from_before_spreads_were_kept_are_read(bare_config: Config) -> None:
+    upgrade(bare_config)
+    database = Database(bare_config)
+    run_id, _ = queue_run(database)
+    row = {
+        column.name: 1 for column in Metric.__table__.columns if column.name not in {"run_id", "rewards", "spreads"}
+    }
+    engine = make_engine(bare_config.database)
+    with engine.begin() as connection:
+        command.downgrade(migration_config(connection), "0003")
+        connection.execute(insert(Metric.__table__).values(run_id=run_id, rewards={"vividness": 0.5}, **row))
+    engine.dispose()
+    upgrade(bare_config)
+    with database.read() as session:
+        (read,) = metrics_of(session, run_id)
+    database.dispose()
+    assert (read.rewards, read.spreads) == ({"vividness": 0.5}, {})
 
 
 def test_all_at_once(bare_config: Config) -> None:

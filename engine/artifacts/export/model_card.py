@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import yaml
 
@@ -12,6 +12,7 @@ from engine.artifacts.export.source import ExportSource
 from engine.artifacts.export.started import how_to_start
 from engine.artifacts.export.verification import Verification, in_words
 from engine.events import SamplesDrawn
+from engine.standardised import Scale, scales_of
 
 
 def model_card(
@@ -109,15 +110,18 @@ def _table(source: ExportSource) -> str:
     if base is None or tuned is None:
         return "This step was not evaluated."
     before, after = _means(base), _means(tuned)
+    scales = scales_of(image.rewards for image in base.images)
     rows = [
-        f"| {name.replace('_', ' ')} | {_figure(before, name)} | {_figure(after, name)} |"
+        f"| {name.replace('_', ' ')} | {_figure(before, name)} | {_figure(after, name)} "
+        f"| {_standardised(after, name, scales)} |"
         for name in dict.fromkeys((*before, *after))
     ]
     evaluation = source.settings.evaluation
     return (
         f"Means over {len(tuned.images)} held-out prompts, the same seeds before and after, "
-        f"{evaluation.num_steps} steps, guidance {evaluation.guidance_scale:g}.\n\n"
-        f"| | base | step {source.step} |\n| --- | --- | --- |\n" + "\n".join(rows)
+        f"{evaluation.num_steps} steps, guidance {evaluation.guidance_scale:g}; in std: the change in standard "
+        "deviations of the base's scores.\n\n"
+        f"| | base | step {source.step} | in std |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
     )
 
 
@@ -133,6 +137,11 @@ def _gallery(source: ExportSource, images: Sequence[str]) -> str:
 
 def _figure(means: dict[str, float], name: str) -> str:
     return f"{means[name]:.3f}" if name in means else "–"
+
+
+def _standardised(means: dict[str, float], name: str, scales: Mapping[str, Scale]) -> str:
+    """A mean in standard deviations of the base's scores; of a further measure, which images do not bear, a dash."""
+    return f"{scales[name].standardised(means[name]):+.2f}" if name in means and name in scales else "–"
 
 
 def _means(samples: SamplesDrawn) -> dict[str, float]:

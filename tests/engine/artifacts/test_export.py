@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -198,8 +199,10 @@ def test_the_card_says_what_a_hub_and_a_reader_need(trained: Train, tmp_path: Pa
     settings = from_yaml(body.split("```yaml\n")[1].split("```")[0])
     assert settings.tuning == from_yaml((run / "settings.yaml").read_text()).tuning
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    base, tuned = ({e["step"]: e for e in events if e["kind"] == "samples"}[step]["rewards"] for step in (0, 2))
-    assert f"| vividness | {base['vividness']:.3f} | {tuned['vividness']:.3f} |" in body
+    base, tuned = ({e["step"]: e for e in events if e["kind"] == "samples"}[step] for step in (0, 2))
+    before, after = base["rewards"]["vividness"], tuned["rewards"]["vividness"]
+    change = (after - before) / statistics.stdev(image["rewards"]["vividness"] for image in base["images"])
+    assert f"| vividness | {before:.3f} | {after:.3f} | {change:+.2f} |" in body
 
 
 def test_the_cards_code_draws_the_galleries_first_tile(

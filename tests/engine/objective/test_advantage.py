@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.objective.advantage import balanced_splits, best_and_worst, group_advantages
+from engine.objective.advantage import balanced_splits, best_and_worst, group_advantages, group_spreads
 
 NAN = math.nan
 
@@ -53,6 +53,23 @@ def test_weights_count_by_their_shares(factor):
     for mix in ("advantage", "reward"):
         once = group_advantages(scores, {"a": 1.0, "b": 2.0}, mix, 5.0)
         torch.testing.assert_close(group_advantages(scores, {"a": factor, "b": 2 * factor}, mix, 5.0), once)
+
+
+def test_the_spread_is_what_the_advantage_divides_by():
+    first, second = [1.0, 2.0, 4.0, 9.0], [-300.0, -200.0, -250.0, -250.0]
+    scores = _scores(first, second)
+    spread = group_spreads({"a": scores})["a"]
+    assert spread == pytest.approx((statistics.stdev(first) + statistics.stdev(second)) / 2, rel=1e-12)
+    alone = _scores(first)
+    divided = _one(alone) * group_spreads({"a": alone})["a"]
+    torch.testing.assert_close(divided, alone - alone.mean(), rtol=1e-6, atol=1e-9)
+
+
+def test_failed_scores_have_no_spread():
+    failed = _scores([1.0, NAN, 4.0, math.inf], [5.0, NAN, NAN, NAN])
+    spreads = group_spreads({"a": failed, "gone": _scores([NAN, NAN], [1.0, NAN])})
+    assert spreads == {"a": pytest.approx(statistics.stdev([1.0, 4.0]), rel=1e-12)}
+    assert group_spreads({"alike": _scores([0.5, 0.5, 0.5])}) == {"alike": 0.0}
 
 
 def test_a_reward_of_weight_zero_is_measured_and_not_trained_on():
