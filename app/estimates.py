@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from app import words
 from engine import memory_advice, time_estimate
 from engine.builtin import WEIGHTS
 from engine.catalogue.gpus import GPUS, GpuInfo, find_gpu
-from engine.memory_advice import GIB
+from engine.memory_advice import GIB, Change
 from engine.memory_estimate import estimate_memory
 from engine.model_size import ModelSize, read_size
 from engine.settings import RunSettings
@@ -49,6 +50,23 @@ def memory(settings: RunSettings, folder: Path | None = None, devices: Sequence[
     size, gpus = size_of(settings, folder), _known(devices)
     available = gpus[0].memory * GIB if gpus else None
     return "" if size is None else memory_advice.in_words(size, settings, available)
+
+
+def less_memory(
+    settings: RunSettings, error: str, folder: Path | None = None, devices: Sequence[str] = ()
+) -> tuple[Change, ...]:
+    """What to change after a run failed with this error, where a memory was full; () where nothing is known to help.
+
+    `devices` are the names of those that may take the run: beside a GPU, fewer images spare the machine's own nothing.
+    """
+    full, wanted = words.full_memory(error), settings.compute.device
+    if full is None:
+        return ()
+    if full == "machine":
+        on_gpu = wanted == "cuda" or (wanted == "auto" and any(device.startswith("cuda") for device in devices))
+        return () if on_gpu else memory_advice.fewer_at_once(settings)
+    size = size_of(settings, folder)
+    return () if size is None else memory_advice.lighten(size, settings).changes
 
 
 def all_of(settings: RunSettings, folder: Path | None, devices: Sequence[str]) -> str:

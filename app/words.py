@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from engine.catalogue import MODEL_INFO, REWARD_INFO
 from engine.durations import duration
+from engine.memory_advice import Change
 from engine.settings import ModelSettings
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
@@ -118,6 +121,41 @@ _CAUSES: tuple[tuple[str, str], ...] = (
      "compute.micro_batch in a new run, or close other programs and retry."),
     ("nan", "The numbers ran away: the loss or a weight became infinite. Start a new run with a lower learning rate."),
 )
+
+
+# What of an error says that a GPU's memory ran out, and what that this machine's own did.
+_GPU_FULL = ("memory of the device", "cuda out of memory", "hip out of memory")
+_MACHINE_FULL = ("out of memory", "cannot allocate memory", "exit code -9")
+
+
+def full_memory(error: str) -> Literal["gpu", "machine"] | None:
+    """Which memory ran out; None if the error is another."""
+    words = error.lower()
+    if any(sign in words for sign in _GPU_FULL):
+        return "gpu"
+    return "machine" if any(sign in words for sign in _MACHINE_FULL) else None
+
+
+_CHANGES: dict[str, str] = {
+    "compute.micro_batch": "fewer images at a time",
+    "compute.embedding_cache": "every prompt encoded once, before training",
+    "compute.offload": "text encoders and autoencoder on the GPU only while they work",
+    "model.precision": "arithmetic and frozen weights in half precision",
+    "model.vae_tile": "images decoded in tiles",
+    "model.quantisation": "frozen weights in fewer bits",
+    "optimiser.name": "the optimiser's moments in 8 bits",
+    "tuning.gradient_checkpointing": "activations computed again instead of kept",
+    "tuning.method": "a LoRA instead of all weights",
+}
+
+
+def changes(made: Iterable[Change]) -> str:
+    """Changes of settings, in words and as settings: "images decoded in tiles (`model.vae_tile: 512`), …"."""
+    return ", ".join(
+        f"{_CHANGES[f'{change.section}.{change.name}']} (`{change.section}.{change.name}: "
+        f"{str(change.value).lower()}`)"
+        for change in made
+    )
 
 
 def cause(error: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.models.base import TextToImage
 from engine.settings import ComputeSettings
+from engine.settings.compute import CPU_MICRO_BATCH
 
 T = TypeVar("T")
 Phase = Literal["sample", "decode", "score", "train"]
@@ -35,8 +36,7 @@ _REMEDIES: dict[Phase, str] = {
 }
 
 
-# On a CPU a size that does not depend on the machine, so that results do not; more at once is not faster there.
-_CPU_SIZE, _CPU_DECODE_SIZE = 48, 24
+_CPU_DECODE_SIZE = 24
 # On a GPU where nothing is probed: small enough for large models.
 _GPU_SIZE = 4
 
@@ -127,7 +127,7 @@ class BatchSizes:
 def fixed_size(compute: ComputeSettings, device: torch.device) -> int:
     """The images in one forward pass that the settings name; for "auto" what is safe without a probe."""
     if compute.micro_batch == "auto":
-        return _CPU_SIZE if device.type == "cpu" else _GPU_SIZE
+        return CPU_MICRO_BATCH if device.type == "cpu" else _GPU_SIZE
     return compute.micro_batch
 
 

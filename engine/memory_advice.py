@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from engine.memory_estimate import estimate_memory
 from engine.model_size import ModelSize
 from engine.settings import RunSettings
+from engine.settings.compute import CPU_MICRO_BATCH
 
 GIB = 2**30
 # Of a GPU's memory: the rest is the CUDA context's, and lost to fragments.
@@ -30,7 +31,7 @@ class Change:
 
 
 # The least loss first: what costs nothing, some time, some precision, and then what is trained.
-_CHANGES = (
+CHANGES = (
     Change("compute", "embedding_cache", True),
     Change("model", "precision", "bfloat16"),
     Change("compute", "offload", True),
@@ -64,7 +65,7 @@ def find_remedy(size: ModelSize, settings: RunSettings, available: int) -> Remed
     usable = _USABLE_SHARE * available
     changes: list[Change] = []
     peak = _peak(size, settings, ())
-    for change in _CHANGES:
+    for change in CHANGES:
         if peak <= usable:
             break
         # One value a setting: nf4 takes int8's place.
@@ -82,6 +83,18 @@ def find_remedy(size: ModelSize, settings: RunSettings, available: int) -> Remed
 def lighten(size: ModelSize, settings: RunSettings) -> Remedy:
     """What to change after a run has filled a memory of unknown size, for three quarters of its estimate or less."""
     return find_remedy(size, settings, int(_STEP * _peak(size, settings, ()) / _USABLE_SHARE))
+
+
+def fewer_at_once(settings: RunSettings) -> tuple[Change, ...]:
+    """What to change after a run has filled a CPU's own memory: a quarter of the images at a time.
+
+    Where it is one already, activations are computed again; () where they are.
+    """
+    batch = settings.compute.micro_batch
+    at_once = CPU_MICRO_BATCH if batch == "auto" else batch
+    if at_once > 1:
+        return (Change("compute", "micro_batch", max(1, at_once // 4)),)
+    return () if settings.tuning.gradient_checkpointing else (Change("tuning", "gradient_checkpointing", True),)
 
 
 def changed(settings: RunSettings, changes: Iterable[Change]) -> RunSettings:

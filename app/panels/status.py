@@ -6,7 +6,12 @@ import streamlit as st
 
 from app import words
 from app.connection import config, database
+from app.estimates import less_memory
 from engine.durations import duration
+from engine.memory_advice import Change
+from engine.model_checks import folder_here
+from store.permissions import Permissions
+from store.presence import list_workers
 from store.results import log_tail
 from store.runs import RunDetail, RunSummary, request_cancel, retry_run
 from workers.queue import ring
@@ -83,11 +88,35 @@ def _retry(run_id: str) -> None:
     ring(config(), job_id)
 
 
+def lighter(run: RunDetail) -> tuple[Change, ...]:
+    """What to change of a run's settings after a memory was full; () if none was, or nothing is known to help."""
+    with database().read() as session:
+        devices = [worker.device for worker in list_workers(session)]
+    try:
+        settings = Permissions.of(config()).checked(run.settings)
+        return less_memory(settings, run.error or "", folder_here(settings.model), devices)
+    except ValueError:  # its model is no longer there, or may no longer be read
+        return ()
+
+
+def _offer_less_memory(run: RunDetail) -> None:
+    """A way to a new run with lighter settings, where they are known."""
+    changes = lighter(run)
+    if not changes:
+        return
+    about, action = st.columns([5, 2], vertical_alignment="center")
+    about.markdown(f"Less memory: {words.changes(changes)}.")
+    if action.button("Retry with less memory", icon=":material/compress:", width="stretch",
+                     help="Opens a new run with these settings; it starts from the first iteration."):
+        st.switch_page("views/new_run.py", query_params={"like": run.id, "less": "memory"})
+
+
 def draw_failure(run: RunDetail) -> None:
     """Why a run failed, in plain words, with the last lines of its log."""
     error = run.error or ""
     with st.container(border=True):
         st.error(words.cause(error), icon=":material/error:")
+        _offer_less_memory(run)
         with database().read() as session:
             lines = log_tail(session, run.id, 12)
         said = [f"{line.level}: {line.text}" if line.level != "info" else line.text for line in lines]

@@ -1,6 +1,7 @@
 """A new run: what to start from, prompts, rewards, the main settings; all settings as text behind one door.
 
-/new?model=…&preset=…&prompts=…, or /new?like=RUN to start from an earlier run's settings. The form lives there.
+/new?model=…&preset=…&prompts=…, or /new?like=RUN to start from an earlier run's settings; with &less=memory, changed so
+that they take less. The form lives there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from app.forms import (
     with_values,
 )
 from app.model_form import choose_family, draw_model, suited
+from app.panels.status import lighter
 from engine.hub import look_up
+from engine.memory_advice import changed
 from engine.model_checks import check_model, folder_here
 from engine.presets import PRESETS
 from engine.servers.check import check_server
@@ -59,6 +62,10 @@ def choose_start(earlier: RunDetail | None, family: ModelName) -> tuple[str, str
             st.page_link("views/run.py", label=earlier.name, query_params={"id": earlier.id}, width="content")
             if st.button("Start from a preset instead", type="tertiary"):
                 st.switch_page("views/new_run.py")
+        changes = lighter(earlier) if st.query_params.get("less") == "memory" else ()
+        if changes:
+            st.info(f"Changed, for less memory: {words.changes(changes)}.", icon=":material/compress:")
+            return f"{earlier.id[:6]}-less", f"{earlier.name}, less memory", changed(earlier.settings, changes)
         return earlier.id[:6], earlier.name, earlier.settings
     names = [name for name, preset in PRESETS.items() if family == "builtin" or not preset.builtin]
     name = st.radio(

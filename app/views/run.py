@@ -45,8 +45,6 @@ def draw_status(run_id: str, drawn: tuple[str, bool]) -> None:
     if (run.state, run.cancel_requested) != drawn:
         st.rerun(scope="app")
     draw_progress(run, run.queue_position)
-    if run.state == "failed":
-        draw_failure(run)
 
 
 def draw_results_of(run_id: str) -> None:
@@ -75,6 +73,8 @@ def draw_page() -> None:
     every = LIVE_SECONDS if run.state in ACTIVE else None
     draw_heading(run)
     st.fragment(draw_status, run_every=every)(run.id, (run.state, run.cancel_requested))
+    if run.state == "failed":  # outside the fragment: from inside one, its button would lead to an empty page
+        draw_failure(run)
     st.fragment(draw_results_of, run_every=every)(run.id)
     st.space("small")
     export, log, settings = st.tabs(["Take home", "Log", "Settings"], key="part", on_change="rerun",

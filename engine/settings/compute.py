@@ -8,6 +8,9 @@ from pydantic import Field
 
 from engine.settings.section import PositiveInt, Section
 
+# Images at a time on a CPU, whatever machine it is, so that results do not depend on it; more is not faster there.
+CPU_MICRO_BATCH = 48
+
 
 class ComputeSettings(Section):
     """Device and batching."""

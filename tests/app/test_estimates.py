@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app import estimates
-from app.estimates import all_of, memory, times, work
+from app.estimates import all_of, less_memory, memory, times, work
 from app.forms import with_values
 from engine.builtin import WEIGHTS
 from engine.model_size import read_size
@@ -106,3 +106,10 @@ def test_all_of_it_is_work_memory_and_time(tmp_path: Path) -> None:
     lines = all_of(RunSettings(), None, []).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["48", "About", "About"]
     assert len(all_of(RunSettings.model_validate({"compute": {"device": "cpu"}}), None, []).splitlines()) == 2
+
+
+def test_less_memory_by_which_one_was_full(large: RunSettings) -> None:
+    gpu, machine = "CUDA out of memory.", "it was ended by SIGKILL; the machine may have run out of memory."
+    assert [str(change) for change in less_memory(large, gpu)] == ["compute.offload to true"]
+    assert [str(change) for change in less_memory(large, machine)] == ["compute.micro_batch to 12"]
+    assert less_memory(large, machine, devices=[H100]) == less_memory(large, "The prompts are gone.") == ()

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import connection
 from engine.catalogue import EXPORT_INFO
+from engine.memory_advice import Change, changed
 from engine.prompt_files import MAX_HELD_OUT
 from store.prompt_sets import list_prompt_sets
 from store.results import exports_of
@@ -133,6 +134,32 @@ def test_failed_run_says_why_and_can_be_retried(workbench: Workbench) -> None:
     with workbench.database.read() as session:
         run = get_run(session, run_id)
     assert run is not None and run.state == "queued"
+
+
+def test_a_run_that_filled_its_memory_is_offered_lighter_settings(workbench: Workbench) -> None:
+    run_id = workbench.ids["failed"]
+    at = open_page("run", id=run_id)
+    assert "Less memory: fewer images at a time (`compute.micro_batch: 12`)." in text_of(at)
+    button(at, "Retry with less memory").click().run()
+    assert not at.exception and (at.query_params["like"], at.query_params["less"]) == (run_id, "memory")
+    at = open_page("new_run", like=run_id, less="memory")
+    assert "Changed, for less memory: fewer images at a time" in text_of(at)
+    button(at, "Start the run").click().run()
+    with workbench.database.read() as session:
+        before, run = get_run(session, run_id), get_run(session, list_runs(session)[0].id)
+    assert before is not None and run is not None and before.state == "failed"
+    assert (run.name, run.state) == ("Big batches, less memory", "queued")
+    assert run.settings == changed(before.settings, [Change("compute", "micro_batch", 12)])
+
+
+def test_other_failures_are_offered_none(workbench: Workbench) -> None:
+    run_id = workbench.ids["failed"]
+    with workbench.database.write() as session:
+        session.scalars(select(Job).where(Job.run_id == run_id)).one().error = "The prompts are gone."
+    at = open_page("run", id=run_id)
+    assert [found.label for found in at.button if found.label.startswith("Retry")] == ["Retry"]
+    assert "Less memory" not in text_of(at)
+    assert button(open_page("new_run", like=run_id, less="memory"), "Start the run").disabled is False
 
 
 def test_unknown_run(workbench: Workbench) -> None:

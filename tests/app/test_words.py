@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from app import words
-from engine.settings import RewardName
+from engine.memory_advice import CHANGES, fewer_at_once
+from engine.settings import RewardName, RunSettings
 
 
 def test_time_left_says_nothing_where_nothing_is_known() -> None:
@@ -66,3 +67,20 @@ def test_every_job_state_has_a_look() -> None:
     for state in ("queued", "running", "done", "failed", "cancelled"):
         assert words.look(state).word
     assert words.look("running", cancel_requested=True).word == "Stopping"
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [("CUDA out of memory. Tried to allocate 2 GiB.", "gpu"),
+     ("One image alone does not fit the memory of the device while training. Set …", "gpu"),
+     ("The engine crashed: it was ended by SIGKILL; the machine may have run out of memory.", "machine"),
+     ("OSError: Cannot allocate memory", "machine"), ("The prompts are gone.", None)],
+)
+def test_which_memory_was_full(error: str, full: str | None) -> None:
+    assert words.full_memory(error) == full
+
+
+def test_every_change_for_less_memory_has_words() -> None:
+    settings = RunSettings()
+    for change in (*CHANGES, *fewer_at_once(settings)):
+        assert f"`{change.section}.{change.name}: " in words.changes([change])

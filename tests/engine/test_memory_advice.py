@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.memory_advice import GIB, changed, find_remedy, in_words, lighten
+from engine.memory_advice import GIB, changed, fewer_at_once, find_remedy, in_words, lighten
 from engine.memory_estimate import estimate_memory
 from engine.model_size import ModelSize
 from engine.settings import RunSettings
@@ -102,3 +102,14 @@ def test_words_say_what_to_change(size: ModelSize) -> None:
     full = said(24, model=HALF, tuning={"method": "full", "gradient_checkpointing": True})
     assert "set tuning.method to lora, for" in full and full.endswith("several GPUs with compute.sharding.")
     assert "and as that is not enough (9.3 GiB), lower model.resolution" in said(6, model=HALF)
+
+
+def test_on_a_cpu_it_is_fewer_images_at_a_time_and_then_checkpointing() -> None:
+    settings, named = settings_with(), []
+    while changes := fewer_at_once(settings):
+        settings = changed(settings, changes)
+        named += map(str, changes)
+    assert named == [
+        "compute.micro_batch to 12", "compute.micro_batch to 3", "compute.micro_batch to 1",
+        "tuning.gradient_checkpointing to true",
+    ]  # fmt: skip
