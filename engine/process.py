@@ -185,7 +185,7 @@ def _report_mistake(error: Exception, log: EventLog | None) -> int:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         where = error.filename or "a file of the run"
-        text = f"{error.strerror}: {where}. Free some space or check permissions, then resume."
+        text = f"{error.strerror}: {where}. Free some space or check permissions, then try again."
     print(text, file=sys.stderr)
     if log is not None:
         with suppress(OSError):  # on a full disk stderr alone has said it
@@ -197,12 +197,14 @@ def run_export(arguments: argparse.Namespace) -> int:
     """Export, and send to the hub if asked; prints the report."""
     out = Path(arguments.out)
     try:
-        hub = _hub(arguments)
+        hub = None if arguments.push_last else _hub(arguments)
         report = export_run(Path(arguments.run), arguments.format, out, arguments.checkpoint, arguments.dtype)
-        sent = _send(hub, report) if hub is not None else ""
+        # Told at once, for whatever becomes of the sending: the export itself is made.
+        print(report.text, flush=True)
+        if arguments.push is not None:
+            print(_send(hub, arguments, report))
     except (ValueError, OSError) as error:
         return _report_mistake(error, None)
-    print(report.text + sent)
     return 0
 
 
@@ -217,9 +219,11 @@ def _hub(arguments: argparse.Namespace) -> Hub | None:
     return hub
 
 
-def _send(hub: Hub, report: ExportReport) -> str:
+def _send(hub: Hub | None, arguments: argparse.Namespace, report: ExportReport) -> str:
     try:
-        return " " + hub.push(report.path)
+        hub = hub or _hub(arguments)
+        assert hub is not None, "something is to be sent"
+        return hub.push(report.path)
     except PushError as error:
         raise PushError(f"{error} The export itself is in {report.path.name}.") from error
 
@@ -306,6 +310,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     exporting.add_argument("--checkpoint", type=int, metavar="STEP")
     exporting.add_argument("--push", metavar="ORG/NAME")
     exporting.add_argument("--public", action="store_true")
+    # Nobody waits who could mend what the hub says: first the export, then its question.
+    exporting.add_argument("--push-last", action="store_true")
     exporting.add_argument("--dtype", default="float32", choices=get_args(ExportPrecision))
     converting = commands.add_parser("convert")
     converting.add_argument("--file", required=True)

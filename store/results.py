@@ -93,7 +93,7 @@ class LogRow:
 
 @dataclass(frozen=True)
 class ExportRow:
-    """An export; `path` (relative to the data home) is there once `state` is done, `error` if it failed."""
+    """An export; `path` (relative to the data home) is there once the file is, `error` if it or its sending failed."""
 
     id: str
     run_id: str

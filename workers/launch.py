@@ -80,7 +80,7 @@ def prepare_export(config: Config, database: Database, lease: Lease) -> ExportLa
     if push := lease.payload.get("push"):
         Permissions.of(config).require_push(push)
         out = out.with_suffix(".zip")  # the hub is sent its card and images too
-        sending = ("--push", push, *(["--public"] if lease.payload.get("public") else []))
+        sending = ("--push", push, "--push-last", *(["--public"] if lease.payload.get("public") else []))
     command = (
         *config.engine_command, "export", "--run", str(path.parent.parent), "--checkpoint", str(step),
         "--format", format_name, "--out", str(out), "--dtype", str(lease.payload.get("precision", "float32")), *sending,

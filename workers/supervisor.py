@@ -80,17 +80,25 @@ class Supervisor:
 
     def _export(self, launch: ExportLaunch) -> None:
         log, output = launch.out.parent / "engine.log", launch.out.parent / "report.txt"
+        told: list[str] = []
+
+        def record_new() -> None:
+            """Record the file once the engine has told of it: whatever becomes of sending it, it is not lost."""
+            nonlocal told
+            report = last_lines(output, _LOG_LINES)
+            if report != told and launch.out.is_file():
+                path, num_bytes = files.relative_to_home(self._config, launch.out), launch.out.stat().st_size
+                with self._database.write() as session:
+                    results.record_export(
+                        session, self._lease, path=path, num_bytes=num_bytes, report="\n".join(report)
+                    )
+                told = report
+
         with EngineProcess(launch.command, log=log, output=output) as engine:
-            code, stopped = self._watch(engine, lambda: None)
-        if code == 0 and launch.out.is_file():
-            path, num_bytes = files.relative_to_home(self._config, launch.out), launch.out.stat().st_size
-            report = "\n".join(last_lines(output, _LOG_LINES))
-
-            def done(session: Session) -> None:
-                results.record_export(session, self._lease, path=path, num_bytes=num_bytes, report=report)
-                jobs.finish(session, self._lease)
-
-            self._persist(done)
+            code, stopped = self._watch(engine, record_new)
+        self._until_written(record_new)
+        if code == 0 and told:
+            self._persist(lambda session: jobs.finish(session, self._lease))
         elif stopped == "cancel":
             self._persist(lambda session: jobs.cancelled(session, self._lease))
         elif stopped == "drain":
@@ -129,10 +137,18 @@ class Supervisor:
 
     def _persist(self, write: Callable[[Session], None]) -> None:
         """One transaction, tried until the database answers or the lease is lost (Fenced)."""
+
+        def transaction() -> None:
+            with self._database.write() as session:
+                write(session)
+
+        self._until_written(transaction)
+
+    def _until_written(self, write: Callable[[], None]) -> None:
+        """Try until the database answers or the lease is lost (Fenced)."""
         while True:
             try:
-                with self._database.write() as session:
-                    return write(session)
+                return write()
             except (OperationalError, InterfaceError) as error:
                 logger.warning("The database is away (%s); trying again.", type(error).__name__)
                 self._raise_if_lost()

@@ -83,10 +83,13 @@ def _draw_export(export: ExportRow) -> None:
                        f"{words.ago(export.created_at)}")
         if export.report:
             about.caption(export.report)
+        # A file that could not be sent to the hub is here all the same.
+        if export.path and export.state not in ("queued", "running"):
+            action.link_button(f"Download · {words.size(export.num_bytes or 0)}", export_address(export.id),
+                               icon=":material/download:", width="stretch")
         match export.state:
-            case "done" if export.path:
-                action.link_button(f"Download · {words.size(export.num_bytes or 0)}", export_address(export.id),
-                                   icon=":material/download:", width="stretch")
+            case "done":
+                pass
             case "failed":
                 about.error(words.cause(export.error or ""), icon=":material/error:")
             case "cancelled":

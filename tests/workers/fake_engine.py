@@ -169,7 +169,10 @@ def export(arguments: argparse.Namespace) -> int:
         return 2
     time.sleep(arguments.delay)
     Path(arguments.out).write_bytes(b"not really safetensors")
-    print(f"Exported step {arguments.checkpoint} as {arguments.format}.")
+    print(f"Exported step {arguments.checkpoint} as {arguments.format}.", flush=True)
+    if arguments.push and arguments.refuse_push:
+        print(arguments.refuse_push, file=sys.stderr)
+        return 2
     return 0
 
 
@@ -181,6 +184,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(name, type=int, default=-1)
     parser.add_argument("--kill-mark", default="")
     parser.add_argument("--refuse", default="")
+    parser.add_argument("--refuse-push", default="")
     parser.add_argument("--ignore-sigterm", action="store_true")
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train")
@@ -192,6 +196,7 @@ def parse() -> argparse.Namespace:
         out.add_argument(name, required=True)
     out.add_argument("--dtype", default="float32")
     out.add_argument("--push", default="")
+    out.add_argument("--push-last", action="store_true")
     out.add_argument("--public", action="store_true")
     return parser.parse_args()
 

@@ -313,7 +313,7 @@ def test_an_export_is_sent_where_the_operator_permits_it(home: Path) -> None:
         refused = runs.request_export(session, run_id, push="other/mine")
     lease = claim_run(installation.database, installation.config, job_id=sent.job_id)
     command = prepare_export(installation.config, installation.database, lease).command
-    assert command[-5:] == ("--dtype", "bfloat16", "--push", "org/mine", "--public")
+    assert command[-6:] == ("--dtype", "bfloat16", "--push", "org/mine", "--push-last", "--public")
     assert command[command.index("--out") + 1].endswith("/pytorch_lora_weights.zip")
     installation.supervise(refused.job_id)
     with installation.database.read() as session:
@@ -331,6 +331,20 @@ def test_an_export_that_is_refused(home: Path) -> None:
     with installation.database.read() as session:
         (found,) = results.exports_of(session, run_id)
     assert (found.state, found.error, found.path) == ("failed", "The file would differ from the run.", None)
+
+
+def test_an_export_that_the_hub_refuses_is_here_all_the_same(home: Path) -> None:
+    installation = Installation(home, hub_push=("org/*",))
+    run_id, job_id = queue_run(installation.database)
+    installation.supervise(job_id)
+    with installation.database.write() as session:
+        export = runs.request_export(session, run_id, push="org/mine")
+    installation.with_flags("--refuse-push", "The hub does not know the token.").supervise(export.job_id)
+    with installation.database.read() as session:
+        (found,) = results.exports_of(session, run_id)
+    assert (found.state, found.error) == ("failed", "The hub does not know the token.")
+    assert found.report.startswith("Exported step") and found.path is not None
+    assert files.resolve(installation.config, found.path).read_bytes() == b"not really safetensors"
 
 
 def test_an_export_of_a_checkpoint_that_is_gone(home: Path) -> None:

@@ -41,7 +41,9 @@ def export(tiny_run: Callable[..., Path], tmp_path: Path, capsys: pytest.Capture
         code = process.main(["export", *arguments, "--push", name, *more])
         said = capsys.readouterr()
         assert CANARY not in said.out + said.err
-        assert (code, said.out if code else said.err) in ((0, ""), (process.MISTAKE, "")), said.err
+        assert code == (process.MISTAKE if said.err else 0)
+        # What was made is told, whatever became of sending it.
+        assert bool(said.out) == (tmp_path / out).exists()
         return said.err if code else said.out
 
     return run
@@ -81,6 +83,19 @@ def test_a_token_without_rights_is_said(hub: FakeHub, export: Callable[..., str]
     assert "no right to write to org/mine; give it one with write access to org" in said
     assert "The export itself is in out." in said
     assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_asked_last_the_hub_loses_nothing(
+    hub: FakeHub, export: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.token = "another"
+    assert "does not know the token in HF_TOKEN" in export("--push-last", out="unknown.zip")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(push, "get_token", lambda: None)
+    said = export("--push-last", out="none.zip")
+    assert "needs a token with write access" in said and said.endswith("The export itself is in none.zip.\n")
+    assert {"unknown.zip", "none.zip"} <= {path.name for path in tmp_path.iterdir()}
+    assert hub.files == {}
 
 
 def test_a_card_that_the_hub_finds_fault_with_is_said(hub: FakeHub, export: Callable[..., str]) -> None:
