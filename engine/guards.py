@@ -66,7 +66,8 @@ class Guards:
             return ""
         return (
             f"{failed_shares[name]:.0%} of the scores of the reward {name} failed (guards.max_failed_share is "
-            f"{self.settings.max_failed_share:.0%}); the log says what it reported. Mend that, then resume."
+            f"{self.settings.max_failed_share:.0%}); the log says what it reported. Mend that; the "
+            "run can then go on from its newest checkpoint."
         )
 
     def after_iteration(self, drift: float, diversity: float) -> list[str]:

@@ -192,5 +192,5 @@ def _disk_full(root: Path, needed: int) -> DiskFullError:
     free = shutil.disk_usage(root).free
     return DiskFullError(
         f"The disk of {root} is full: a checkpoint needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free. "
-        "Free some space, then resume the run; its older checkpoints are untouched."
+        "Free some space; the run can then go on from its older checkpoints, which are untouched."
     )

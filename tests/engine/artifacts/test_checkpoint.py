@@ -235,7 +235,7 @@ def test_a_disk_that_fills_at_any_write_keeps_the_old_checkpoint(tmp_path: Path,
 def test_too_little_free_disk_is_told_before_writing(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(two)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=500_000))
-    with pytest.raises(DiskFullError, match=r"needs 1 MB and 0 MB are free.*resume the run"):
+    with pytest.raises(DiskFullError, match=r"needs 1 MB and 0 MB are free.*can then go on from its older checkpoints"):
         save(two, 3)
     assert [step for step, _ in list_checkpoints(two)] == [1, 2]
 

@@ -127,7 +127,7 @@ def test_a_run_stops_past_its_share_of_failed_scores(
         rewards = [reward_at(loopback).model_dump(), {"name": "vividness", "weight": 1.0}]
         settings = RunSettings.model_validate(tiny_settings.model_dump() | {"rewards": rewards})
         # The other reward's scores are all there, and do not hide it.
-        with pytest.raises(ValueError, match=r"100% of the scores of the reward http failed .*Mend that, then resume"):
+        with pytest.raises(ValueError, match=r"100% of the scores of the reward http failed .*Mend that; the run can"):
             train(settings, tmp_path, events.append)
     assert any("The reward http could not score" in event.text for event in events if isinstance(event, Message))
     assert not any(isinstance(event, IterationDone) for event in events)
