@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from engine.events import CheckpointSaved, Event, Finished, SamplesDrawn, parse_event
+from engine.events import CheckpointSaved, Event, Finished, Message, SamplesDrawn, parse_event
 from engine.whole_files import write_whole
 
 
@@ -40,6 +40,21 @@ class EventLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def is_failed_start(run: Path) -> bool:
+    """Whether all that a run's folder tells of is a start that ended in a mistake, before anything was trained.
+
+    The mistake must be the last thing told: after it the process that told it ends, so none is at work there.
+    """
+    if any((run / "checkpoints").glob("*")):
+        return False
+    try:
+        events = [parse_event(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        return False
+    last = events[-1] if events else None
+    return isinstance(last, Message) and last.level == "error" and not any(event.step for event in events)
 
 
 def checkpoint_saved(run: Path, checkpoint: Path, step: int) -> CheckpointSaved:

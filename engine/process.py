@@ -30,7 +30,7 @@ from engine.artifacts.export import ExportReport, export_run
 from engine.artifacts.push import Hub, PushError, own_token
 from engine.assessment import evaluate_checkpoints
 from engine.catalogue import ExportPrecision
-from engine.event_log import EventLog
+from engine.event_log import EventLog, is_failed_start
 from engine.events import Event, Finished, Message
 from engine.inference import generate
 from engine.launch import FAULT, MISTAKE, check_devices, launch
@@ -158,7 +158,9 @@ def _what_must_stay(settings: RunSettings) -> dict[str, Any]:
 
 
 def _refuse_to_overwrite(arguments: argparse.Namespace, out: Path) -> None:
-    if (out / "events.jsonl").exists() and not arguments.resume and not arguments.resume_from:
+    if arguments.resume or arguments.resume_from or not (out / "events.jsonl").exists():
+        return
+    if not is_failed_start(out):
         raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out folder.")
 
 

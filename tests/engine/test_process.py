@@ -119,6 +119,30 @@ def test_a_folder_with_a_run_is_not_overwritten(
     assert (tmp_path / "out" / "events.jsonl").read_bytes() == before
 
 
+def test_a_folder_in_which_nothing_was_trained_is_used_again(
+    tiny_settings: RunSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_settings.model.model_copy(update={"folder": str(tmp_path / "absent")})
+    assert train(tiny_settings.model_copy(update={"model": model}), tmp_path) == process.MISTAKE
+    events = tmp_path / "out" / "events.jsonl"
+    failed = events.read_text()
+    assert "absent" in capsys.readouterr().err and "absent" in failed
+    # A start that has said nothing of a mistake may still be at work; and a checkpoint is never given up.
+    started = Started(time=0.0, step=0, iterations=4, device="cpu", versions={}).model_dump_json() + "\n"
+    for told, checkpoint in ((started, ""), (failed + started, ""), (failed, "step-000002"), ("", ""), ("half", "")):
+        events.write_text(told)
+        if checkpoint:
+            (tmp_path / "out" / "checkpoints" / checkpoint).mkdir(parents=True)
+        assert train(tiny_settings, tmp_path) == process.MISTAKE
+        assert "already holds a run" in capsys.readouterr().err and events.read_text() == told
+        if checkpoint:
+            (tmp_path / "out" / "checkpoints" / checkpoint).rmdir()
+    events.write_text(failed)
+    assert train(tiny_settings, tmp_path) == 0
+    assert "absent" not in events.read_text()
+    assert events_of(tmp_path / "out")[-1].kind == "finished"
+
+
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tiny_settings: RunSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
