@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from transformers import AutoTokenizer
 
 from engine.model_checks import check_scheduler
 from engine.settings import ModelSettings
+
+# Of an encoder that is asked for its states alone, and of text alone.
+_UNUSED = re.compile(r"(^|\.)(lm_head|visual|vision_tower|multi_modal_projector)\.")
 
 
 def load_pipeline(kind: type, folder: Path, settings: ModelSettings) -> Any:
@@ -51,8 +56,13 @@ def open_pipeline(folder: Path, dtype: torch.dtype | dict[str, torch.dtype], **p
     named = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] == "transformers"}
     unusable = [name for name, kind in named.items() if _needs_more(kind)]
     replaced = dict.fromkeys(unusable)
+    encoders = {
+        name: _load_encoder(getattr(transformers, kind), folder / name, dtype, name)
+        for name, kind in named.items()
+        if name not in parts and _is_model(kind)
+    }
     pipeline = DiffusionPipeline.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, **(absent | replaced | parts)
+        folder, dtype=dtype, local_files_only=True, **(absent | replaced | encoders | parts)
     )
     for name in set(unusable) - set(parts):
         pipeline.register_modules(**{name: AutoTokenizer.from_pretrained(folder / name, local_files_only=True)})
@@ -60,15 +70,36 @@ def open_pipeline(folder: Path, dtype: torch.dtype | dict[str, torch.dtype], **p
     return pipeline
 
 
+def _is_model(kind: str) -> bool:
+    """Whether a class of transformers is one of models."""
+    found = getattr(transformers, kind, None)
+    return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+
+
+def _load_encoder(kind: Any, folder: Path, dtype: torch.dtype | dict[str, torch.dtype], name: str) -> Any:
+    """A part of transformers'. Raises ValueError where it would fill at random what a file of weights does not hold."""
+    wanted = dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
+    part, told = kind.from_pretrained(folder, dtype=wanted, local_files_only=True, output_loading_info=True)
+    # Weights tied to others are not among the missing.
+    empty = sorted(key for key in told["missing_keys"] if not _UNUSED.search(key))
+    if empty:
+        raise _unfilled(folder, empty)
+    return part
+
+
+def _unfilled(folder: Path, empty: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"{folder} does not fit its own config.json: its weights lack {len(empty)} tensors, such as {empty[0]}; "
+        "download or copy it again."
+    )
+
+
 def _check_filled(pipeline: Any, folder: Path) -> None:
-    """Raise ValueError if a file of weights held fewer tensors than the part's configuration asks for."""
+    """Raise ValueError if a file of diffusers' weights held fewer tensors than the part's configuration asks for."""
     for name, part in pipeline.components.items():
         empty = [of for of, tensor in part.named_parameters() if tensor.is_meta] if isinstance(part, nn.Module) else []
         if empty:
-            raise ValueError(
-                f"{folder / name} does not fit its own config.json: its weights lack {len(empty)} tensors, such as "
-                f"{empty[0]}; download or copy it again."
-            )
+            raise _unfilled(folder / name, empty)
 
 
 def _index(folder: Path) -> dict[str, Any]:

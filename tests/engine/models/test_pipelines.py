@@ -16,11 +16,13 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     FluxPipeline,
 )
+from safetensors.torch import load_file, save_file
 
 from engine.models import load_model
 from engine.models.flux import Flux
 from engine.models.pipelines import grid_of
 from engine.settings import ModelSettings
+from tests.engine.models.tiny_pipelines import flux2_klein
 from tests.engine.models.tiny_sana import sana
 
 
@@ -75,6 +77,31 @@ def test_weights_that_lack_a_layer_of_their_configuration(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_single_layers": 3}))
     with pytest.raises(ValueError, match=r"does not fit its own config\.json: its weights lack \d+ tensors"):
         load_model(ModelSettings(name="flux", folder=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "lacks"),
+    [("text_encoder", {"num_hidden_layers": 3}, "layers.2."), ("text_encoder_2", {"num_layers": 2}, "block.1.")],
+)
+def test_an_encoder_that_would_be_filled_at_random(
+    folder: Path, part: str, changes: dict[str, int], lacks: str
+) -> None:
+    path = folder / part / "config.json"
+    config = json.loads(path.read_text())
+    assert all(config[name] < layers for name, layers in changes.items())
+    path.write_text(json.dumps(config | changes))
+    says = rf"{part} does not fit its own config\.json: its weights lack \d+ tensors, such as \S*{lacks}"
+    with pytest.raises(ValueError, match=says):
+        load_model(ModelSettings(name="flux", folder=str(folder)))
+
+
+def test_an_encoder_without_its_language_head_is_whole(tmp_path: Path) -> None:
+    """Only its states are asked for."""
+    flux2_klein().save_pretrained(tmp_path)
+    weights = tmp_path / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor for name, tensor in tensors.items() if "lm_head" not in name}, weights, {"format": "pt"})
+    assert load_model(ModelSettings(name="flux2_klein", folder=str(tmp_path)))
 
 
 def test_a_resolution_that_holds_no_whole_tokens_is_refused(folder: Path) -> None:
