@@ -39,5 +39,6 @@ class ComputeSettings(Section):
     )
     compile: bool = Field(
         False,
-        description="Compile the transformer's blocks with torch.compile, for drawing and training alike.",
+        description="Compile the transformer's blocks with torch.compile, for drawing and training alike; minutes at a "
+        "run's start. Images drawn outside a run (generate, evaluate) are not worth that, and never compile.",
     )
