@@ -55,7 +55,7 @@ EXPLANATION = """\
 - **TFLOP**: operations of one forward of one image and a long prompt, matrix products alone, a LoRA of rank 32
   included. The formula equals torch's own count on small models of all families (`tests/engine/test_flops.py`).
 - **s on an H100**: seconds of one of MixGRPO's iterations (4 prompts, 12 images each, 25 steps, a window of 4) by the
-  settings of the LoRA column, if an H100 reaches 40 % of its peak, which is assumed; without decoding and scoring.
+  settings of the LoRA column, if an H100 reaches 34 % of its peak, as an H200 did; without decoding and scoring.
 - **On top** come the autoencoder, the CUDA context, what fragments waste, and rewards that are models. Text encoders
   leave once the prompts are encoded (`compute.embedding_cache`), but until then stand beside the frozen transformer,
   which may take more than a LoRA's training. A run says its own estimate, with its encoders counted.

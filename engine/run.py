@@ -252,12 +252,18 @@ def _needs_base(settings: RunSettings) -> bool:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one. Raises ValueError if there is none though named."""
+    """The device of that name; "auto" is a GPU if there is one. Raises ValueError if there is none though named.
+
+    On a GPU attention is by torch's own kernels from then on, for drawing and training alike: cuDNN's gave an illegal
+    memory access in FLUX.1's checkpointed backward pass (H200, torch 2.11, CUDA 13).
+    """
     if name == "cuda" and not torch.cuda.is_available():
         built = "" if torch.version.cuda else ", being built without CUDA (pytorch.org says how to install one with it)"
         raise ValueError(f'compute.device is "cuda", but torch sees no CUDA GPU here{built}; use "auto" or "cpu".')
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(name)
 
 

@@ -25,8 +25,9 @@ from engine.model_size import ModelSize
 from engine.settings import RewardName, RunSettings
 from engine.work import mean_work, num_evaluations, num_passes
 
-# Of a GPU's peak, in drawing and in training alike: assumed, not measured (benchmarks/flux_step.py measures it).
-UTILISATION = 0.4
+# Of a GPU's peak, in drawing and, with the forwards that are done again, in training: FLUX.1 on an H200
+# (benchmarks/flux_step.py). Assumed of other GPUs and families.
+UTILISATION = 0.34
 # Of what a matrix product in float32 reaches on a CPU, by the built-in model in drawing and training, as measured: in
 # float32 and, where the CPU computes in it, in bfloat16.
 _SHARES_ON_CPU = {"float32": 0.55, "bfloat16": 0.9}

@@ -80,7 +80,7 @@ def test_what_was_measured_goes_before_all_else(large: RunSettings) -> None:
 
 def test_a_large_model_is_timed_on_the_gpus_there_are_or_on_common_ones(large: RunSettings) -> None:
     (told,) = times(large, devices=["cpu", H100, H100, "cuda:1 (NVIDIA H100 80GB HBM3)"])
-    assert "on an NVIDIA H100, if it reaches 40 % of its 989.4 TFLOP/s in bfloat16" in told
+    assert "on an NVIDIA H100, if it reaches 34 % of its 989.4 TFLOP/s in bfloat16" in told
     for devices in ([], ["cpu"], ["cuda"]):
         first, second = times(large, devices=devices)
         assert "on an NVIDIA H100" in first and "on an NVIDIA RTX 4090" in second

@@ -123,7 +123,7 @@ def test_words(size: ModelSize) -> None:
     estimate = TimeEstimate(drawing=61.0, training=8.26, scoring=0.0, evaluations=600.0, iterations=100)
     assert in_words(estimate, half) == (
         "About 1 min an iteration (1 min drawing, 8.3 s training, 0.0 s scoring) and 2 h 5 min in all, on an NVIDIA "
-        "H100, if it reaches 40 % of its 989.4 TFLOP/s in bfloat16; decoding the images comes on top."
+        "H100, if it reaches 34 % of its 989.4 TFLOP/s in bfloat16; decoding the images comes on top."
     )
     assert in_words(estimate, SPEED).endswith("in all, by a test.")
     assert gpu_speed(gpu, settings_of()).flops < half.flops / 10
