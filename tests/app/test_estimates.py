@@ -110,6 +110,6 @@ def test_all_of_it_is_work_memory_and_time(tmp_path: Path) -> None:
 
 def test_less_memory_by_which_one_was_full(large: RunSettings) -> None:
     gpu, machine = "CUDA out of memory.", "it was ended by SIGKILL; the machine may have run out of memory."
-    assert [str(change) for change in less_memory(large, gpu)] == ["compute.offload to true"]
+    assert [str(change) for change in less_memory(large, gpu)] == ["model.quantisation to int8"]
     assert [str(change) for change in less_memory(large, machine)] == ["compute.micro_batch to 12"]
     assert less_memory(large, machine, devices=[H100]) == less_memory(large, "The prompts are gone.") == ()
