@@ -25,7 +25,6 @@ from transformers import (
     T5EncoderModel,
 )
 
-from engine.events import Event
 from engine.settings import (
     CheckpointSettings,
     ComputeSettings,
@@ -40,8 +39,8 @@ from engine.settings import (
     TuningSettings,
     WindowSettings,
 )
-from engine.train import train
 from tests.engine.models.tiny_flux import FLUX_SCHEDULERS, flux
+from tests.engine.training import train_in
 
 WORDS = [
     "a",
@@ -194,10 +193,7 @@ def tiny_run(
             fast = {"iterations": 2, "checkpoints": {"every": 1}, "optimiser": {"learning_rate": 3e-2}}
             settings = RunSettings.model_validate(tiny_settings.model_dump() | fast | changes)
             run = tmp_path_factory.mktemp("trained")
-            (run / "settings.yaml").write_text(settings.to_yaml())
-            events: list[Event] = []
-            train(settings, run, events.append)
-            (run / "events.jsonl").write_text("".join(event.model_dump_json() + "\n" for event in events))
+            train_in(settings, run)
             TRAINED[key] = run
         return Path(shutil.copytree(TRAINED[key], tmp_path / name))
 

@@ -30,11 +30,10 @@ from engine.artifacts.export import (
 from engine.artifacts.export.header import read_header
 from engine.artifacts.tensor_files import tensor_sha256
 from engine.catalogue import EXPORT_INFO
-from engine.events import Event
 from engine.settings import RunSettings
 from engine.settings_text import from_yaml
-from engine.train import train
 from tests.engine.artifacts.pictures import difference, draw, tile
+from tests.engine.training import train_in
 
 STRONG = {"optimiser": {"learning_rate": 3e-2}}  # so that a wrong scale shows in the images
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -60,10 +59,7 @@ def trained(tiny_settings: RunSettings, tmp_path: Path, tmp_path_factory: pytest
             prompts.write_text("a blue circle\nthe small square\n")
             changes["prompts"] = tiny_settings.prompts.model_dump() | {"evaluation_file": str(prompts)}
             settings = RunSettings.model_validate(tiny_settings.model_dump() | changes)
-            (run / "settings.yaml").write_text(settings.to_yaml())
-            events: list[Event] = []
-            train(settings, run, events.append)
-            (run / "events.jsonl").write_text("".join(event.model_dump_json() + "\n" for event in events))
+            train_in(settings, run)
             RUNS[variant] = run
         return Path(shutil.copytree(RUNS[variant], tmp_path / "run"))
 

@@ -17,14 +17,12 @@ from engine.artifacts.checkpoint import load_checkpoint
 from engine.artifacts.export import ExportError, export_run
 from engine.artifacts.export.header import read_header
 from engine.catalogue import why_not
-from engine.events import Event, IterationDone
 from engine.models import load_model
 from engine.models.base import stack_embeddings
 from engine.models.embedding_cache import EmbeddingCache
 from engine.models.pipelines import open_pipeline
 from engine.models.plain_calls import load_lora, lora_code, setup_code
 from engine.settings import ModelSettings, RunSettings
-from engine.train import train
 from engine.tuning import make_trainable
 from tests.engine.models.families import (
     FAMILIES,
@@ -37,6 +35,7 @@ from tests.engine.models.families import (
     open_model,
     other_size,
 )
+from tests.engine.training import train_in
 
 # diffusers' own code: Chroma builds its positions by a name that has moved, SANA's scheduler copies as numpy 1 did.
 pytestmark = [
@@ -99,16 +98,6 @@ def run_settings(base: RunSettings, family: Family, folder: Path, **changes: Any
         "tuning": LORA,
     }
     return RunSettings.model_validate(base.model_dump() | own | changes)
-
-
-def trained(settings: RunSettings, run: Path) -> list[IterationDone]:
-    """Train into a folder as the engine's process does."""
-    run.mkdir()
-    (run / "settings.yaml").write_text(settings.to_yaml())
-    events: list[Event] = []
-    train(settings, run, events.append)
-    (run / "events.jsonl").write_text("".join(event.model_dump_json() + "\n" for event in events))
-    return [event for event in events if isinstance(event, IterationDone)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +185,7 @@ def test_training_is_on_policy_and_checkpointing_changes_no_weight(
     adapters = []
     for checkpointing in (False, True):
         settings = run_settings(tiny_settings, family, folder, tuning=LORA | {"gradient_checkpointing": checkpointing})
-        (done,) = trained(settings, tmp_path / str(checkpointing))
+        (done,) = train_in(settings, tmp_path / str(checkpointing))
         assert done.num_trained_steps == 8
         assert done.ratio_drift <= 1e-5
         checkpoint = load_checkpoint(tmp_path / str(checkpointing) / "checkpoints" / "step-000001")
@@ -212,7 +201,7 @@ def test_an_export_draws_the_gallery_in_plain_diffusers(
     tuning = LORA if method == "lora" else {"method": "full"}
     rate = {"learning_rate": 3e-2 if method == "lora" else 3e-3}
     settings = run_settings(tiny_settings, family, folder, tuning=tuning, optimiser=rate)
-    (done,) = trained(settings, tmp_path / "run")
+    (done,) = train_in(settings, tmp_path / "run")
     assert done.ratio_drift <= 1e-5
     report = export_run(tmp_path / "run", format, tmp_path / "out")
     assert report.verified and report.max_difference <= 2
@@ -241,7 +230,7 @@ def test_other_formats_draw_it_too_or_are_refused(
     family: Family, folder: Path, tiny_settings: RunSettings, tmp_path: Path
 ) -> None:
     tuning, rate = {"rank": 6, "alpha": 15.0, "layers": "all"}, {"learning_rate": 3e-2}
-    trained(run_settings(tiny_settings, family, folder, tuning=tuning, optimiser=rate), tmp_path / "run")
+    train_in(run_settings(tiny_settings, family, folder, tuning=tuning, optimiser=rate), tmp_path / "run")
     for form in ("comfyui", "kohya", "pipeline"):
         refusal = why_not(form, "lora", family.name)
         assert (refusal is not None) == (family.name in UNPUBLISHED.get(form, ()))
@@ -261,7 +250,7 @@ def test_in_bfloat16_frozen_weights_are_small_and_it_trains(
     kinds = {(parameter.requires_grad, parameter.dtype) for parameter in model.transformer.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     assert {parameter.dtype for parameter in model.pipeline.vae.parameters()} == {torch.float32}
-    (done,) = trained(run_settings(tiny_settings, family, folder, model=precise.model_dump()), tmp_path / "run")
+    (done,) = train_in(run_settings(tiny_settings, family, folder, model=precise.model_dump()), tmp_path / "run")
     assert done.num_trained_steps == 8 and done.ratio_drift < 0.05
 
 

@@ -21,6 +21,7 @@ from engine.sampling.rollout import sample_ode
 from engine.settings import ModelSettings, RunSettings
 from engine.train import train
 from engine.tuning import make_trainable
+from tests.engine.training import train_in
 
 PROMPTS = ["a red circle", "a blue star left of a green square"]
 SIDE = 32
@@ -212,12 +213,8 @@ def test_an_export_draws_the_gallery_in_plain_diffusers(
     tiny_settings: RunSettings, tiny_flux_folders: dict[str, Path], tmp_path: Path, variant: str, format: str
 ) -> None:
     run, folder = tmp_path / "run", tiny_flux_folders["dev"]
-    run.mkdir()
     settings = run_settings(tiny_settings, folder, VARIANTS[variant])
-    (run / "settings.yaml").write_text(settings.to_yaml())
-    events: list[Event] = []
-    train(settings, run, events.append)
-    (run / "events.jsonl").write_text("".join(event.model_dump_json() + "\n" for event in events))
+    train_in(settings, run)
     report = export_run(run, format, tmp_path / "out")
     assert report.max_difference <= 2
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from engine.artifacts.checkpoint import load_checkpoint
 from engine.artifacts.export import export_run
-from engine.events import Event, IterationDone
 from engine.models.int8_linear import Int8Linear
 from engine.models.nf4_linear import Nf4Linear
 from engine.models.pipelines import open_pipeline
@@ -24,6 +23,7 @@ from engine.settings import RunSettings
 from engine.train import train
 from engine.tuning import make_trainable
 from tests.engine.models.families import FAMILIES, PROMPTS, Family, open_model
+from tests.engine.training import train_in
 
 # diffusers' own code, as in tests/engine/models/test_families.py
 pytestmark = [
@@ -148,12 +148,7 @@ def test_a_run_is_on_policy_resumes_to_the_bit_and_exports(
 ) -> None:
     settings = run_settings(tiny_settings, FAMILIES[name], folder_of(name), kind)
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "settings.yaml").write_text(settings.to_yaml())
-    events: list[Event] = []
-    train(settings, run, events.append)
-    (run / "events.jsonl").write_text("".join(event.model_dump_json() + "\n" for event in events))
-    done = [event for event in events if isinstance(event, IterationDone)]
+    done = train_in(settings, run)
     # The rounded weights are the same in every forward: the bound is that of a whole base.
     assert len(done) == 2 and all(event.ratio_drift <= 1e-5 for event in done)
 

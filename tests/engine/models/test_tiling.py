@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from engine.artifacts.export import export_run
-from engine.events import Event
 from engine.models.pipelines import open_pipeline
 from engine.models.tiling import tiling_of
 from engine.settings import RunSettings
-from engine.train import train
 from tests.engine.models.families import FAMILIES, PROMPTS, Family, call, difference, draw, open_model
+from tests.engine.training import train_in
 
 # diffusers' own code, as in tests/engine/models/test_families.py
 pytestmark = [
@@ -89,11 +88,7 @@ def test_an_export_is_checked_and_described_with_its_tiles(
     model = family.settings(folder, vae_tile=16).model_dump()
     settings = RunSettings.model_validate(tiny_settings.model_dump() | {"iterations": 1, "model": model})
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "settings.yaml").write_text(settings.to_yaml())
-    events: list[Event] = []
-    train(settings, run, events.append)
-    (run / "events.jsonl").write_text("".join(event.model_dump_json() + "\n" for event in events))
+    train_in(settings, run)
     report = export_run(run, "diffusers", tmp_path / "out")
     # The gallery was drawn in tiles as well: without them the check would fail.
     assert report.max_difference <= 2 and "the gallery's tiles" in report.text
